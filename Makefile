@@ -1,0 +1,81 @@
+# Holdover: one runner with few targets. `make run` and `make test` need git, make and Python only;
+# whatever else is missing they install when run as root, and otherwise name.
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; exit; }; \
+	done; echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Arguments for the program behind a target: make run ARGS="--port 9000", make test ARGS="-k keeper"
+ARGS ?=
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help run test quick check bench soak install uninstall lock clean
+
+help: ## Name the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+
+run: $(VENV)/run.stamp ## Start Holdover in the foreground and say what to type next
+	@exec $(BIN)/holdover up $(ARGS)
+
+test: $(VENV)/dev.stamp ## Run every test that this machine can run; name the others
+	@packaging/prepare test
+	$(BIN)/python -m pytest -m "not soak" $(ARGS)
+
+quick: $(VENV)/dev.stamp ## The cheap tests: under a minute, no root
+	$(BIN)/python -m pytest -q -m "not slow and not host and not claude and not soak" $(ARGS)
+
+check: $(VENV)/dev.stamp ## Style, types, units and links
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	packaging/check-units
+	$(BIN)/python tests/check_links.py
+
+bench: $(VENV)/dev.stamp ## Measure; a table on the screen, .build/bench.json beside it
+	$(BIN)/python -m tests.bench $(ARGS)
+
+soak: $(VENV)/dev.stamp ## The long runs: many sessions, many kills, many power cuts
+	@packaging/prepare test
+	$(BIN)/python -m pytest -m soak $(ARGS)
+
+install: ## Install onto this systemd host, or into an image (as root)
+	packaging/install $(ARGS)
+
+uninstall: ## Take Holdover off this host again (as root); the data stays
+	packaging/uninstall $(ARGS)
+
+# Hashes pin every byte; addresses are left out, so that a mirror serves as well as the original.
+COMPILE := $(abspath .build/lock/bin/pip-compile) --quiet --generate-hashes --allow-unsafe --strip-extras \
+	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+lock: ## Renew the lock files from pyproject.toml
+	$(PYTHON) -m venv .build/lock
+	.build/lock/bin/python -m pip --quiet install 'pip-tools>=7.5' 
+	$(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
+	print("\n".join(p["build-system"]["requires"]), file=open(".build/build.in", "w")); \
+	print("\n".join(p["dependency-groups"]["dev"]), file=open(".build/dev.in", "w"))'
+	CUSTOM_COMPILE_COMMAND="make lock" $(COMPILE) --extra daemon -o requirements.lock pyproject.toml
+	CUSTOM_COMPILE_COMMAND="make lock" $(COMPILE) -c requirements.lock -o requirements-build.lock .build/build.in
+	CUSTOM_COMPILE_COMMAND="make lock" $(COMPILE) -c requirements.lock -c requirements-build.lock \
+		--extra daemon -o requirements-dev.lock pyproject.toml .build/build.in .build/dev.in
+
+clean: ## Remove what the targets made
+	rm -rf $(VENV) .build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment grows in two steps: what runs, then what tests. It is editable: the tree itself
+# runs. The build backend comes from a lock too, since pip would fetch it without hashes otherwise.
+$(VENV)/run.stamp: requirements.lock requirements-build.lock pyproject.toml
+	@packaging/prepare run
+	@test -x $(BIN)/python || { echo "Making $(VENV) ..." >&2; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing what requirements.lock names ..." >&2
+	@$(PIP) install --require-hashes -r requirements.lock -r requirements-build.lock
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp requirements-dev.lock
+	@echo "Installing what requirements-dev.lock names ..." >&2
+	@$(PIP) install --require-hashes -r requirements-dev.lock
+	@touch $@
