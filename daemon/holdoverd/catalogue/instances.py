@@ -1,0 +1,48 @@
+"""Instances in the catalogue: which generations run where, as they say themselves."""
+
+from dataclasses import astuple, dataclass, fields
+from typing import Literal
+
+from sqlalchemy import Connection, delete, select
+
+from holdoverd.catalogue.schema import instances
+from holdoverd.catalogue.statements import upserting
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRow:
+    """One instance. `since_at`: when it came to `state`, in ms. A row may outlive its process."""
+
+    host: str
+    generation: int
+    release: str
+    state: Literal["candidate", "serving", "draining"]
+    since_at: int
+    pid: int
+
+
+_NAMES = tuple(field.name for field in fields(InstanceRow))
+_UPSERT = upserting(instances, _NAMES)
+
+
+def upsert_instance(cx: Connection, row: InstanceRow) -> None:
+    """Store an instance's row, new or changed."""
+    _UPSERT.one(cx, astuple(row))
+
+
+def list_instances(cx: Connection, host: str | None = None) -> list[InstanceRow]:
+    """Instances of one host, or of all, by host and generation."""
+    query = select(*(instances.c[name] for name in _NAMES))
+    if host is not None:
+        query = query.where(instances.c.host == host)
+    return [
+        InstanceRow(*row)
+        for row in cx.execute(query.order_by(instances.c.host, instances.c.generation))
+    ]
+
+
+def remove_instance(cx: Connection, host: str, generation: int) -> None:
+    """Forget an instance that has ended; nothing happens when it is not there."""
+    cx.execute(
+        delete(instances).where(instances.c.host == host, instances.c.generation == generation)
+    )

@@ -1,0 +1,180 @@
+"""Messages in the catalogue: pages of a thread, the log of a session, one body whole.
+
+Bodies are the agent's own lines, byte for byte. One larger than `WHOLE_BODY_BYTES` is stored with
+its beginning beside it, and every list gives only that: nobody should wait for 40 MiB to scroll
+past a line. `body` gives it whole.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Select, case, func, select
+
+from holdoverd.catalogue import schema
+from holdoverd.catalogue.records import MessageRow
+from holdoverd.catalogue.statements import inserting
+
+# contract.md, Messages
+WHOLE_BODY_BYTES = 256 * 1024
+PREVIEW_CHARACTERS = 4096
+PAGE_SIZE = 100
+
+# Rows fetched at a time where a budget of bytes ends the list: overshoots by at most 8 MiB.
+_BATCH = 32
+
+MAIN = "main"
+
+
+@dataclass(slots=True)
+class StoredMessage(MessageRow):
+    """A message as read back; `size` is that of its whole body in UTF-8.
+
+    `truncated`: `body` is only the beginning, because the whole is over `WHOLE_BODY_BYTES`.
+    """
+
+    size: int
+    truncated: bool
+
+
+_COLUMNS = ("session", "seq", "n", "thread", "at", "kind", "uuid", "client_id", "request_id")
+_INSERT = inserting(schema.messages, (*_COLUMNS, "size", "preview", "body"))
+
+
+def body_size(body: str) -> int:
+    """Bytes of a body in UTF-8; free for ASCII, as most lines are."""
+    return len(body) if body.isascii() else len(body.encode())
+
+
+def insert_messages(cx: Connection, session: str, rows: Sequence[MessageRow]) -> None:
+    """Store messages; for `sessions.apply_change`, which has checked the fence and their order."""
+    _INSERT.many(cx, [_row(session, row) for row in rows])
+
+
+def _row(session: str, row: MessageRow) -> tuple[object, ...]:
+    size = body_size(row.body)
+    return (
+        session,
+        row.seq,
+        row.n,
+        row.thread,
+        row.at,
+        row.kind,
+        row.uuid,
+        row.client_id,
+        row.request_id,
+        size,
+        row.body[:PREVIEW_CHARACTERS] if size > WHOLE_BODY_BYTES else None,
+        row.body,
+    )
+
+
+def page(cx: Connection, session: str, thread: str, page: int) -> list[StoredMessage]:
+    """Page `page` (from 0) of a thread: n = 100 page + 1 … 100 page + 100, as far as they exist."""
+    first = PAGE_SIZE * page + 1
+    table = schema.messages
+    query = (
+        _select()
+        .where(table.c.session == session, table.c.thread == thread)
+        .where(table.c.n.between(first, first + PAGE_SIZE - 1))
+        .order_by(table.c.n)
+    )
+    return [StoredMessage(*row) for row in cx.execute(query)]
+
+
+def log_after(
+    cx: Connection, session: str, after: int, limit: int, max_bytes: int | None = None
+) -> list[StoredMessage]:
+    """Messages of all threads with seq > `after`, in order of seq.
+
+    At most `limit`, and no more than fit in `max_bytes` of body (one always fits, so that nobody
+    gets stuck on a large one).
+    """
+    table = schema.messages
+    query = _select().where(table.c.session == session, table.c.seq > after)
+    return _within(cx, query.order_by(table.c.seq).limit(limit), max_bytes)
+
+
+def thread_after(
+    cx: Connection,
+    session: str,
+    thread: str,
+    after_n: int,
+    limit: int,
+    *,
+    max_bytes: int | None = None,
+    up_to_seq: int | None = None,
+) -> list[StoredMessage]:
+    """Messages of one thread with n > `after_n`, in order of n; limits as in `log_after`.
+
+    `up_to_seq` leaves out those with a greater seq, for a reader that gets these another way.
+    """
+    table = schema.messages
+    query = _select().where(
+        table.c.session == session, table.c.thread == thread, table.c.n > after_n
+    )
+    if up_to_seq is not None:
+        query = query.where(table.c.seq <= up_to_seq)
+    return _within(cx, query.order_by(table.c.n).limit(limit), max_bytes)
+
+
+def body(cx: Connection, session: str, seq: int) -> str | None:
+    """The whole body of one message; None when there is no such message."""
+    table = schema.messages
+    found: str | None = cx.execute(
+        select(table.c.body).where(table.c.session == session, table.c.seq == seq)
+    ).scalar()
+    return found
+
+
+def seq_opening_last_pages(cx: Connection, session: str) -> int:
+    """The seq of the first message on the last page but one of ``main``.
+
+    That of its first page where it has no two; 1 where it has no message at all.
+    """
+    table = schema.messages
+    of_main = (table.c.session == session, table.c.thread == MAIN)
+    last = cx.execute(select(func.max(table.c.n)).where(*of_main)).scalar()
+    if last is None:
+        return 1
+    opening = max((last - 1) // PAGE_SIZE - 1, 0) * PAGE_SIZE + 1
+    found = cx.execute(select(table.c.seq).where(*of_main, table.c.n == opening)).scalar_one()
+    return int(found)
+
+
+def recent_uuids(cx: Connection, session: str, limit: int) -> list[str]:
+    """Uuids among the last `limit` messages, latest first; to know a line that came before."""
+    table = schema.messages
+    found = cx.execute(
+        select(table.c.uuid)
+        .where(table.c.session == session)
+        .order_by(table.c.seq.desc())
+        .limit(limit)
+    )
+    return [uuid for uuid in found.scalars() if uuid is not None]
+
+
+def _select() -> Select[Any]:
+    table = schema.messages
+    return select(
+        *(table.c[name] for name in _COLUMNS[1:]),
+        case((table.c.preview.is_(None), table.c.body), else_=table.c.preview),
+        table.c.size,
+        table.c.preview.is_not(None),
+    )
+
+
+def _within(cx: Connection, query: Select[Any], max_bytes: int | None) -> list[StoredMessage]:
+    if max_bytes is None:
+        return [StoredMessage(*row) for row in cx.execute(query)]
+    messages: list[StoredMessage] = []
+    room = max_bytes
+    with cx.execute(query) as result:
+        while batch := result.fetchmany(_BATCH):
+            for row in batch:
+                message = StoredMessage(*row)
+                room -= len(message.body) if message.truncated else message.size
+                if room < 0 and messages:
+                    return messages
+                messages.append(message)
+    return messages

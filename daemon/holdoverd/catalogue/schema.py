@@ -1,0 +1,205 @@
+"""The catalogue's tables, as SQLAlchemy Core metadata; the migrations must arrive at exactly this.
+
+Core types only, so that SQLite and PostgreSQL both hold it. Times are integer milliseconds, JSON
+is text that nobody in the database looks into (lines are kept byte for byte).
+
+`messages` is an ordinary table with two unique indexes, on SQLite a rowid table. ``WITHOUT ROWID``
+would save the second copy of (session, seq), but then a row lives inside an index b-tree: anything
+over a quarter of a page goes to overflow pages, interior pages carry bodies too, and an agent's
+lines are mostly larger than that. A body stands last in its row, so that reading everything else
+of a 40 MiB line never touches its overflow pages.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+# The schema this release reads and writes: the revision of its last migration.
+VERSION = 1
+
+# Named constraints, or a later migration could not drop one by the same name on both databases.
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+# key -> value; what is true of the whole catalogue. See migrate.py for the keys.
+meta = Table(
+    "meta",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+owners = Table(
+    "owners",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("account", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("owner", Text, ForeignKey("owners.name"), nullable=False, index=True),
+    Column("scopes", Text, nullable=False),  # sorted, separated by one space
+    Column("digest", Text, nullable=False, unique=True),  # sha256 in hex; the token is not kept
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("epoch", Text, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("account", Text, nullable=False),
+    Column("agent", Text, nullable=False),
+    Column("agent_session", Text, nullable=False),
+    Column("cwd", Text),
+    Column("title", Text),
+    Column("model", Text),
+    Column("permission_mode", Text, nullable=False),
+    Column("share", Text),
+    Column("state", Text, nullable=False),  # the wire's states, and PURGED, which no reader sees
+    Column("last_seq", BigInteger, nullable=False),
+    Column("cost_usd", Double, nullable=False),
+    Column("context", Text),
+    Column("host", Text, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("release", Text, nullable=False),
+    Column("owner_epoch", BigInteger, nullable=False),
+    Column("error", Text),
+    Column("live", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    Index("ix_sessions_updated_at_id", "updated_at", "id"),
+    Index("ix_sessions_owner_updated_at_id", "owner", "updated_at", "id"),
+    Index("ix_sessions_host_generation", "host", "generation"),
+)
+
+# The state of a session whose messages are being removed slice by slice (sessions.purge_session).
+PURGED = "purged"
+
+threads = Table(
+    "threads",
+    metadata,
+    Column("session", Text, ForeignKey("sessions.id"), primary_key=True),
+    Column("thread", Text, primary_key=True),
+    Column("parent_thread", Text),
+    Column("title", Text),
+    Column("n", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("position", Integer, nullable=False),  # 1, 2, 3 … in the order they were opened
+    Index("ix_threads_session_position", "session", "position"),
+)
+
+messages = Table(
+    "messages",
+    metadata,
+    Column("session", Text, ForeignKey("sessions.id"), primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("n", BigInteger, nullable=False),
+    Column("thread", Text, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("uuid", Text),
+    Column("client_id", Text),
+    Column("request_id", Text),
+    Column("size", BigInteger, nullable=False),  # bytes of `body` in UTF-8
+    Column("preview", Text),  # the beginning of a body too large to go out whole, else null
+    Column("body", Text, nullable=False),
+    UniqueConstraint("session", "thread", "n"),
+)
+
+permissions = Table(
+    "permissions",
+    metadata,
+    Column("session", Text, ForeignKey("sessions.id"), primary_key=True),
+    Column("request_id", Text, primary_key=True),
+    Column("agent_request_id", Text, nullable=False),
+    Column("launch", Text, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("thread", Text, nullable=False),
+    Column("request", Text, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("answered_by", Text),
+    Index("ix_permissions_session_state", "session", "state"),
+)
+
+prompts = Table(
+    "prompts",
+    metadata,
+    Column("session", Text, ForeignKey("sessions.id"), primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("seq", BigInteger, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("launch", Text),
+    Index("ix_prompts_session_state", "session", "state"),
+)
+
+launches = Table(
+    "launches",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("session", Text, ForeignKey("sessions.id"), nullable=False),
+    Column("nonce", Text, nullable=False),
+    Column("owner_epoch", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("offset", BigInteger, nullable=False),
+    Column("replay_from", BigInteger, nullable=False),
+    Column("last_n", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("boot_id", Text, nullable=False),
+    Column("agent_pid", Integer),
+    Column("keeper_pid", Integer),
+    Column("outcome", Text),
+    Index("ix_launches_session_state", "session", "state"),
+)
+
+# Commands numbered for a keeper and not yet acknowledged by it.
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("session", Text, nullable=False),
+    Column("launch", Text, ForeignKey("launches.id"), primary_key=True),
+    Column("n", BigInteger, primary_key=True, autoincrement=False),
+    Column("kind", Text, nullable=False),
+    Column("line", Text),
+    Column("seq", BigInteger),
+    # `line` null means: the body of this message, which must exist then.
+    ForeignKeyConstraint(["session", "seq"], ["messages.session", "messages.seq"]),
+    Index("ix_outbox_session_seq", "session", "seq"),
+)
+
+instances = Table(
+    "instances",
+    metadata,
+    Column("host", Text, primary_key=True),
+    Column("generation", Integer, primary_key=True, autoincrement=False),
+    Column("release", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("since_at", BigInteger, nullable=False),
+    Column("pid", Integer, nullable=False),
+)

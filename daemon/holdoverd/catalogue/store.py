@@ -1,0 +1,104 @@
+"""The catalogue as the daemon sees it: one writer thread with group commit, a few readers."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import trio
+from sqlalchemy import Connection, Engine
+
+from holdoverd.catalogue.dialect import Dialect, dialect_for
+from holdoverd.catalogue.migrate import migrate
+from holdoverd.catalogue.writer import Writer
+from holdoverd.errors import CatalogueError
+
+T = TypeVar("T")
+
+READERS = 4
+# Reads that may wait for one of the readers; beyond, "busy" at once is the better answer.
+MAX_WAITING_READS = 10_000
+
+
+class Catalogue:
+    """An open catalogue. Made by `Catalogue.open`; whoever opens it closes it.
+
+    `write` and `read` take a function on a Connection (from `sessions`, `messages`, …, or a lambda
+    around several of them) and run it in a thread of the catalogue's, in a transaction of its own
+    as far as it can tell. The function must leave alone everything but the Connection: a write may
+    be run more than once before one run counts. It must not commit, and not keep the Connection.
+    """
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._writer = Writer(dialect)
+        self._readers: Engine = dialect.reader_engine(READERS)
+        self._limiter = trio.CapacityLimiter(READERS)
+        self._closed = False
+
+    @classmethod
+    def open(cls, url: str) -> "Catalogue":
+        """Open the catalogue at a SQLAlchemy address, creating and migrating it as needed.
+
+        Blocks; call it before the event loop or in a thread. Instances that open it at the same
+        time take turns. Raises CatalogueError: cannot be opened, or a newer release has changed it
+        in a way this one does not understand.
+        """
+        dialect = dialect_for(url)
+        try:
+            migrate(dialect)
+            return cls(dialect)
+        except BaseException:
+            dialect.close()
+            raise
+
+    async def write(self, fn: Callable[[Connection], T], *, size_hint: int = 0) -> T:
+        """Run `fn` in a transaction; return its result once that is durably committed.
+
+        Writes queued while a commit runs go into the next one together, in the order they came; an
+        exception of one undoes that one alone and is raised here. Raises CatalogueError when the
+        database refuses (disk full, read-only, locked, damaged) or when too many writes wait; this
+        one is not stored then. After that, load a session again before going on with it.
+
+        `size_hint`: about how many bytes it writes, where that is many; bounds the groups.
+
+        Cancellation: a write once queued completes, so a caller that is cancelled meanwhile waits
+        for it, gets its result and meets the cancellation at its next checkpoint. Cancelled before
+        the call: nothing is queued.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return await self._writer.submit(fn, size_hint)
+
+    async def read(self, fn: Callable[[Connection], T]) -> T:
+        """Run `fn` on a snapshot of all that is committed; it cannot write.
+
+        Raises CatalogueError when the database cannot be read, or when too many reads wait. Not
+        cancelled in the middle: `fn` should be bounded.
+        """
+        if self._limiter.statistics().tasks_waiting >= MAX_WAITING_READS:
+            raise CatalogueError(
+                f"The catalogue is busy: {MAX_WAITING_READS} reads are waiting. Try again shortly."
+            )
+        return await trio.to_thread.run_sync(self._read, fn, limiter=self._limiter)
+
+    def close(self) -> None:
+        """Finish the writes that are queued, then close. Blocks; harmless when called again."""
+        if self._closed:
+            return
+        self._closed = True
+        self._writer.close()
+        self._readers.dispose()
+        self._dialect.close()
+
+    def _read(self, fn: Callable[[Connection], T]) -> T:
+        if self._closed:
+            raise CatalogueError("The catalogue is closed: this instance is going away. Reconnect.")
+        try:
+            with self._readers.connect() as cx, cx.begin() as snapshot:
+                try:
+                    return fn(cx)
+                finally:
+                    snapshot.rollback()  # nothing to keep; says so plainly
+        except Exception as error:
+            translated = self._dialect.translate(error)
+            if translated is error:
+                raise
+            raise translated from error

@@ -1,0 +1,202 @@
+"""Group commit: one thread that writes, many tasks that wait.
+
+A commit costs an fsync, which takes as long for one write as for five hundred. So the thread takes
+all that queued up while the last commit ran, runs it in one transaction, commits once and wakes
+everyone with one message to the event loop.
+
+A group first runs bare, because almost always nothing fails. When a function raises, the whole
+group is rolled back and run again with a savepoint around each, so that only the one that raised
+is undone. Savepoints from the start would cost every write what only failures need.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import outcome
+import trio
+from sqlalchemy import Connection, Engine
+
+from holdoverd.catalogue.dialect import Dialect
+from holdoverd.errors import CatalogueError
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+# Writes waiting. At a thousand commits a second and 512 a group this is well under a second of
+# work; a queue that grows beyond means a disk that does not keep up, and waiting longer is no help.
+MAX_QUEUE = 10_000
+MAX_GROUP = 512
+# Bounds the memory and the length of one transaction; a single larger write goes alone.
+MAX_GROUP_BYTES = 16 * 1024 * 1024
+# How long `close` waits for the queue: longer than TURN_TIMEOUT_S, since one turn may be missed.
+CLOSE_TIMEOUT_S = 30.0
+
+
+@dataclass(slots=True, eq=False)
+class _Write:
+    """One function to run, the task that waits for it, and what became of it."""
+
+    fn: Callable[[Connection], Any]
+    size_hint: int
+    task: trio.lowlevel.Task
+    token: trio.lowlevel.TrioToken
+    result: outcome.Outcome[Any] | None = None
+
+
+class Writer:
+    """The writer thread and its queue. `submit` from any trio task, `close` from anywhere."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._engine: Engine = dialect.writer_engine()
+        self._queue: deque[_Write] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="catalogue-writer", daemon=True)
+        self._thread.start()
+
+    async def submit(self, fn: Callable[[Connection], T], size_hint: int) -> T:
+        """Queue `fn` and wait until it is committed or has failed. See `Catalogue.write`."""
+        write = _Write(
+            fn, size_hint, trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
+        )
+        with self._changed:
+            if self._closing:
+                raise CatalogueError(
+                    "The catalogue is closed: this instance is going away. Reconnect."
+                )
+            if len(self._queue) >= MAX_QUEUE:
+                raise CatalogueError(
+                    f"The catalogue is busy: {MAX_QUEUE} writes are waiting for the disk. Try "
+                    "again shortly; if it stays so, look at the disk's speed and health."
+                )
+            self._queue.append(write)
+            self._changed.notify()
+
+        def refuse(_raise_cancel: object) -> trio.lowlevel.Abort:
+            return trio.lowlevel.Abort.FAILED  # a queued write completes, cancelled or not
+
+        return cast(T, await trio.lowlevel.wait_task_rescheduled(refuse))
+
+    def close(self) -> None:
+        """Write what is queued, then end the thread and close its connection."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(CLOSE_TIMEOUT_S)
+        if self._thread.is_alive():
+            log.error(
+                "the catalogue's writer did not finish within %g s, leaving it", CLOSE_TIMEOUT_S
+            )
+
+    # --- in the thread ---
+
+    def _run(self) -> None:
+        while group := self._next_group():
+            self._write(group)
+            _deliver(group)
+        # The last connection to close checkpoints the log, so closing is a write as well.
+        try:
+            with self._dialect.turn():
+                self._engine.dispose()
+        except CatalogueError as error:
+            log.warning("the catalogue closes without its turn: %s", error)
+            self._engine.dispose()
+
+    def _next_group(self) -> list[_Write]:
+        """All that waits, within the bounds of a group; empty when the writer is to end."""
+        with self._changed:
+            while not self._queue and not self._closing:
+                self._changed.wait()
+            group: list[_Write] = []
+            size = 0
+            while self._queue and len(group) < MAX_GROUP:
+                size += self._queue[0].size_hint
+                if group and size > MAX_GROUP_BYTES:
+                    break
+                group.append(self._queue.popleft())
+            return group
+
+    def _write(self, group: list[_Write]) -> None:
+        """Set `result` of every write in the group."""
+        try:
+            with self._dialect.turn(), self._engine.connect() as cx:
+                try:
+                    self._write_bare(cx, group)
+                except _Raised:
+                    self._write_apart(cx, group)
+        except Exception as error:
+            # The database itself failed: at the beginning, at the commit, or in between.
+            failure = self._dialect.translate(error)
+            for write in group:
+                write.result = outcome.Error(_for_one(failure))
+            # Whatever the connection has come to, the next group begins with a new one.
+            self._engine.dispose()
+
+    def _write_bare(self, cx: Connection, group: list[_Write]) -> None:
+        with cx.begin():
+            for write in group:
+                try:
+                    write.result = outcome.Value(write.fn(cx))
+                except BaseException as error:
+                    raise _Raised from error
+            self._check_open(cx)
+
+    def _write_apart(self, cx: Connection, group: list[_Write]) -> None:
+        with cx.begin():
+            for write in group:
+                savepoint = cx.begin_nested()
+                try:
+                    write.result = outcome.Value(write.fn(cx))
+                except BaseException as error:
+                    write.result = outcome.Error(self._dialect.translate(error))
+                    if not self._dialect.in_transaction(cx):
+                        # The error ended the whole transaction, as a full disk may: nothing of
+                        # the group is stored, and every caller has to know.
+                        raise
+                    savepoint.rollback()
+                else:
+                    savepoint.commit()
+            self._check_open(cx)
+
+    def _check_open(self, cx: Connection) -> None:
+        # The driver's commit does nothing when no transaction is open, so a function that swallows
+        # the error which ended it would have the whole group told that it is stored.
+        if not self._dialect.in_transaction(cx):
+            raise CatalogueError(
+                "The database ended a transaction before its commit; nothing of it was stored. "
+                "Try again; if it repeats, look at the disk and the log."
+            )
+
+
+class _Raised(Exception):  # noqa: N818
+    """A function of the group raised; whose fault that is shows in the second run."""
+
+
+def _for_one(failure: BaseException) -> BaseException:
+    """The group's failure for one caller: an exception of its own, for tracebacks grow by raising."""
+    if not isinstance(failure, CatalogueError):
+        return failure
+    own = CatalogueError(failure.message)
+    own.__cause__ = failure.__cause__ or failure
+    return own
+
+
+def _deliver(group: list[_Write]) -> None:
+    """Wake the tasks of a group, one message to each event loop (there is one, outside of tests)."""
+    for token in {write.token for write in group}:
+        try:
+            token.run_sync_soon(_wake, [write for write in group if write.token is token])
+        except trio.RunFinishedError:
+            log.warning("the event loop ended before its writes were answered, ignoring")
+
+
+def _wake(group: list[_Write]) -> None:
+    for write in group:
+        assert write.result is not None, "every write of a group has come to a result"
+        trio.lowlevel.reschedule(write.task, write.result)
