@@ -15,7 +15,7 @@ import shlex
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, cast
@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from holdoverd.errors import SettingsError
 from holdoverd.toml_lines import find_line
 
+Preset = Literal["claude", "demo"]
 Kind = Literal["text", "url", "bool", "int", "number", "texts", "argv", "pairs", "choice"]
 
 
@@ -144,15 +145,24 @@ class DeploySettings:
     bake_s: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AgentSettings:
-    """One program that speaks the host side of stream-json on its stdin and stdout."""
+    """``[agents.NAME]``: a program that speaks the host side of stream-json on stdin and stdout.
+
+    name         what clients call it.
+    command      program and first arguments; a bare name is looked up by the account's PATH,
+                 ``~/`` is the account's home.
+    env          added to the environment, over what the preset sets.
+    resume_args  added to `command` when a session goes on; ``{agent_session}`` is its id.
+                 A preset has its own.
+    preset       the kind of agent, or None for one that needs nothing added.
+    """
 
     name: str
     command: tuple[str, ...]
-    env: Mapping[str, str]
-    resume_args: tuple[str, ...]
-    preset: Literal["claude", "demo"] | None
+    env: Mapping[str, str] = field(default_factory=dict)
+    resume_args: tuple[str, ...] = ()
+    preset: Preset | None = None
 
 
 @dataclass(frozen=True)
@@ -428,7 +438,7 @@ def _from_text(row: Setting, text: str, variable: str) -> object:
 def _build(values: Mapping[Place, object], sources: Mapping[Place, str]) -> Settings:
     def section(name: str) -> Any:
         kind = _TYPES[name]
-        return kind(**{field.name: values[name, field.name] for field in fields(kind)})
+        return kind(**{item.name: values[name, item.name] for item in fields(kind)})
 
     agents: dict[str, AgentSettings] = {}
     for full in dict.fromkeys(at for at, _ in values if at.startswith("agents.")):
@@ -452,7 +462,7 @@ def _agent(
     name = full.partition(".")[2]
     row = {key: values.get((full, key), default) for key, default in _AGENT_DEFAULTS.items()}
     command = cast(tuple[str, ...], row["command"])
-    preset = cast(Literal["claude", "demo", ""], row["preset"]) or None
+    preset = cast(Preset | Literal[""], row["preset"]) or None
     if not command and preset is not None:
         command = cast(tuple[str, ...], DEFAULT_AGENTS[preset]["command"])
     if not command or not command[0]:

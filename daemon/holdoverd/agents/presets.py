@@ -6,38 +6,18 @@ values are joined to their flag with ``=`` and checked.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Final, Literal
+from dataclasses import dataclass
+from typing import Final
 from uuid import UUID
 
 from ..errors import BadRequest
+from ..settings import AgentSettings
 from .host_frames import check_permission_mode
 
-Preset = Literal["claude", "demo"]
+__all__ = ["AgentSettings", "Launch", "build_launch", "check_agent_session", "check_model"]
 
 # Model names such as "claude-opus-4-5[1m]", "us.anthropic.claude:0", "arn:aws:…/x".
 _MODEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@\[\]+-]{0,199}")
-
-
-@dataclass(frozen=True, slots=True)
-class AgentSettings:
-    """``[agents.NAME]`` of the configuration.
-
-    name         what clients call it.
-    command      program and first arguments; a bare name is looked up by the account's PATH,
-                 ``~/`` is the account's home.
-    env          added to the environment, over what the preset sets.
-    resume_args  added to `command` when a session goes on; ``{agent_session}`` is its id.
-                 A preset has its own.
-    preset       the kind of agent, or None for one that needs nothing added.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    env: Mapping[str, str] = field(default_factory=dict)
-    resume_args: tuple[str, ...] = ()
-    preset: Preset | None = None
 
 
 @dataclass(frozen=True, slots=True)
