@@ -1,0 +1,5 @@
+"""`python -m holdover` is `holdover`."""
+
+from holdover.main import main
+
+main()
