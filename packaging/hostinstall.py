@@ -1,0 +1,555 @@
+"""Puts this tree onto a systemd host as a release, and takes it off again.
+
+Runs before anything of Holdover is installed: the standard library alone, from the checkout. It
+owns /opt/holdover, the unit files, the system users and the `holdover` command. It promises that
+doing it twice changes nothing, and that a release, once complete, is never written again. It does
+not migrate, probe or gate: a changed release is simply started beside the old one, which then
+stops.
+
+Rules first, then the steps that touch the machine, then the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+SOURCE = Path(__file__).resolve().parent.parent
+OPT = Path("/opt/holdover")
+RELEASES = OPT / "releases"
+# Not in the daemon's own folder, where root had better write no file through a name; and kept by
+# uninstall, since the catalogue, which is kept too, knows instances by these numbers.
+LAST_GENERATION = OPT / "last-generation"
+UNITS = Path("/etc/systemd/system")
+SYSUSERS = Path("/etc/sysusers.d/holdover.conf")
+TMPFILES = Path("/etc/tmpfiles.d/holdover.conf")
+STATE = Path("/var/lib/holdover")
+AGENT_HOME = Path("/var/lib/holdover-agent")
+CONFIG = Path("/etc/holdover")
+RUNTIME = Path("/run/holdover")
+COMMAND = Path("/usr/local/bin/holdover")
+DOCS = Path("/usr/local/share/doc/holdover")
+DEFAULT_ACCOUNT = "holdover-agent"
+
+# What a release is made of. Its digest tells a changed tree from one already installed.
+INPUTS = ("cli", "daemon", "units", "pyproject.toml", "LICENSE", "requirements.lock")
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE")
+LOCKS = ("requirements.lock", "requirements-build.lock")
+FIXED_UNITS = (
+    "holdover.target",
+    "holdover.slice",
+    "holdover-agents.slice",
+    "holdover.socket",
+    "holdover-admin.socket",
+    "holdover-boot.service",
+)
+ENABLED = ("holdover.target", "holdover.socket", "holdover-admin.socket", "holdover-boot.service")
+
+
+class InstallError(Exception):
+    """Says what is wrong with this host or tree, and what to do about it."""
+
+
+# --- Rules: no file is touched below ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Release:
+    """One installed release, as its own `release.json` tells."""
+
+    name: str
+    """Its folder's name: the version, or the version and `+n` for the n-th changed tree."""
+    version: str
+    digest: str
+    """Of the tree it was made from."""
+    python: str
+    """The interpreter its environment stands on."""
+
+
+def choose_release(version: str, digest: str, installed: Iterable[Release]) -> tuple[str, bool]:
+    """The folder name for this tree, and whether that release is there already.
+
+    The same version with other contents (a working tree) becomes `<version>+1`, `+2` and so on: a
+    release that somebody may be running is never changed in place.
+    """
+    same_version = [release for release in installed if release.version == version]
+    for release in same_version:
+        if release.digest == digest:
+            return release.name, True
+    taken = {release.name for release in same_version}
+    name, n = version, 0
+    while name in taken:
+        n += 1
+        name = f"{version}+{n}"
+    return name, False
+
+
+def next_generation(last_recorded: int, unit_files: Iterable[str]) -> int:
+    """The next number, never used before even if units or records were removed by hand."""
+    numbers = [last_recorded]
+    for unit in unit_files:
+        if match := re.fullmatch(r"holdoverd@(\d{1,9})\.service", unit):
+            numbers.append(int(match[1]))
+    return max(numbers) + 1
+
+
+def render(text: str, values: Mapping[str, str]) -> str:
+    """Fill a unit template. A placeholder without a value, or one unknown, is a defect."""
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in values:
+            raise InstallError(
+                f"a unit template asks for @{match[1]}@, which nothing here provides"
+            )
+        return values[match[1]]
+
+    return re.sub(r"@([A-Z_]+)@", value, text)
+
+
+def instance_unit(templates: Path, *, release_dir: str, generation: int, version: str) -> str:
+    values = {"RELEASE_DIR": release_dir, "GENERATION": str(generation), "VERSION": version}
+    return render((templates / "holdoverd@.service.in").read_text(), values)
+
+
+def agent_units(templates: Path, *, release_dir: str, account: str, home: str) -> dict[str, str]:
+    """{unit file name: its text} of the account's socket and service."""
+    values = {"RELEASE_DIR": release_dir, "ACCOUNT": account, "HOME": home}
+    units = {}
+    for template in sorted(templates.glob("holdover-agent-ACCOUNT*.in")):
+        name = template.name.removesuffix(".in").replace("ACCOUNT", account)
+        units[name] = render(template.read_text(), values)
+    return units
+
+
+def render_all(templates: Path, *, release_dir: str) -> dict[str, str]:
+    """{unit file name: its text}: all that an install writes, as its first generation."""
+    units = {name: (templates / name).read_text() for name in FIXED_UNITS}
+    units |= agent_units(
+        templates, release_dir=release_dir, account=DEFAULT_ACCOUNT, home=str(AGENT_HOME)
+    )
+    units["holdoverd@1.service"] = instance_unit(
+        templates, release_dir=release_dir, generation=1, version=tree_version(SOURCE)
+    )
+    return units
+
+
+def tree_digest(source: Path) -> str:
+    """A digest of names and contents of everything a release is made from."""
+    digest = hashlib.sha256()
+    for name in INPUTS:
+        top = source / name
+        files = [top] if top.is_file() else sorted(p for p in top.rglob("*") if p.is_file())
+        for path in files:
+            if "__pycache__" in path.parts or path.suffix == ".pyc":
+                continue
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(source)}\0{len(content)}\0".encode())
+            digest.update(content)
+    return digest.hexdigest()
+
+
+def tree_version(source: Path) -> str:
+    text = (source / "daemon/holdoverd/__init__.py").read_text()
+    match = re.search(r'^__version__ = "([0-9A-Za-z.]+)"$', text, re.MULTILINE)
+    assert match, "the version stands in daemon/holdoverd/__init__.py"
+    return match[1]
+
+
+# --- Steps --------------------------------------------------------------------------------------
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def call(*command: str | Path, what: str) -> None:
+    """Run a command; when it fails, its output is the user's to read."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        tail = "\n".join(done.stdout.splitlines()[-30:])
+        raise InstallError(f"{what} failed: `{' '.join(map(str, command))}` says\n{tail}")
+
+
+def write_if_changed(path: Path, text: str) -> bool:
+    """Write a file whole or not at all; tell whether it had to be."""
+    if path.is_file() and path.read_text() == text:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text)
+    temporary.chmod(0o644)
+    temporary.replace(path)
+    return True
+
+
+def link(path: Path, target: str) -> bool:
+    """Point a symlink at `target` in one rename; tell whether it had to be."""
+    if path.is_symlink() and os.readlink(path) == target:
+        return False
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(path)
+    return True
+
+
+def installed_releases() -> list[Release]:
+    """Complete releases only: `release.json` is written last."""
+    releases = []
+    for path in sorted(RELEASES.glob("*/release.json")):
+        record = json.loads(path.read_text())
+        releases.append(Release(**{key: str(record[key]) for key in Release.__annotations__}))
+    return releases
+
+
+def systemd_runs() -> bool:
+    """As sd_booted(3) decides."""
+    return Path("/run/systemd/system").is_dir()
+
+
+def check_host() -> None:
+    if os.geteuid() != 0:
+        raise InstallError("only root can install onto a host; try `sudo make install`")
+    missing = [tool for tool in ("systemctl", "systemd-sysusers") if not shutil.which(tool)]
+    if missing:
+        raise InstallError(
+            f"{' and '.join(missing)} not found: Holdover is installed onto systemd; "
+            "without it `make run` runs it in the foreground"
+        )
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Two installs at once would pick the same generation."""
+    OPT.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with (OPT / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InstallError(
+                f"another install or uninstall holds {OPT}/.lock; wait until it is done"
+            ) from None
+        yield
+
+
+def make_tools(folder: Path) -> Path:
+    """A throw-away environment with pip: the host's Python need not have one."""
+    try:
+        import ensurepip  # noqa: F401 - asked for only to name the package that brings it
+        import venv  # noqa: F401
+    except ImportError:
+        raise InstallError(
+            f"{sys.executable} cannot make environments; on Debian: apt-get install python3-venv"
+        ) from None
+    call(sys.executable, "-I", "-m", "venv", folder, what="making an environment for the build")
+    return folder / "bin/python"
+
+
+def wheelhouse_stamp(source: Path) -> str:
+    """What a complete wheelhouse says of itself: for these locks and this Python."""
+    digest = hashlib.sha256(b"".join((source / name).read_bytes() for name in LOCKS)).hexdigest()
+    return f"{sys.implementation.cache_tag} {os.uname().machine} {digest}\n"
+
+
+def wheelhouse_is_complete(folder: Path) -> bool:
+    stamp = folder / "COMPLETE"
+    return stamp.is_file() and stamp.read_text() == wheelhouse_stamp(SOURCE)
+
+
+def fill_wheelhouse(folder: Path, tools: Path) -> None:
+    """Download every locked distribution, verified by its hash, and stamp the folder complete."""
+    say(f"Downloading what the lock files name into {folder} ...")
+    folder.mkdir(parents=True, exist_ok=True)
+    # Only wheels: a source distribution would be built, by code that no hash covers.
+    pip: tuple[str | Path, ...] = (tools, "-I", "-m", "pip", "--disable-pip-version-check")
+    for name in LOCKS:
+        call(
+            *(*pip, "download", "--quiet", "--only-binary=:all:", "--require-hashes"),
+            *("--dest", folder, "-r", SOURCE / name),
+            what=f"downloading what {name} names",
+        )
+    write_if_changed(folder / "COMPLETE", wheelhouse_stamp(SOURCE))
+
+
+def build_release(name: str, version: str, digest: str, wheelhouse: Path | None) -> Path:
+    """Make /opt/holdover/releases/NAME, readable by every user, complete or not at all."""
+    target = RELEASES / name
+    RELEASES.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if target.exists():
+        say(f"{target} was left incomplete by an install that broke off; making it again")
+        shutil.rmtree(target)
+    with tempfile.TemporaryDirectory(prefix="holdover-install-") as scratch_name:
+        scratch = Path(scratch_name)
+        tools = make_tools(scratch / "tools")
+        pip: tuple[str | Path, ...] = (tools, "-I", "-m", "pip", "--isolated", "--quiet")
+        if wheelhouse is None:
+            wheelhouse = SOURCE / ".build/wheelhouse"
+            if not wheelhouse_is_complete(wheelhouse):
+                wheelhouse = scratch / "wheelhouse"
+                fill_wheelhouse(wheelhouse, tools)
+        elif not wheelhouse_is_complete(wheelhouse):
+            raise InstallError(
+                f"{wheelhouse} does not hold what this tree's lock files name for this Python; "
+                f"fill it on a machine with network: packaging/wheelhouse {wheelhouse}"
+            )
+        offline = ("--disable-pip-version-check", "--no-index", "--find-links", wheelhouse)
+        say(f"Building release {name} ...")
+        # A copy: the build backend writes beside its sources, and the checkout may not be root's.
+        tree = scratch / "tree"
+        for item in (*INPUTS, "README.md"):
+            if (SOURCE / item).is_dir():
+                junk = shutil.ignore_patterns("__pycache__", "*.pyc")
+                shutil.copytree(SOURCE / item, tree / item, ignore=junk)
+            else:
+                tree.mkdir(exist_ok=True)
+                shutil.copyfile(SOURCE / item, tree / item)
+        call(
+            *(*pip, "install", *offline, "--require-hashes"),
+            *("-r", SOURCE / "requirements-build.lock"),
+            what="installing the build backend",
+        )
+        call(
+            *(*pip, "wheel", *offline, "--no-deps", "--no-build-isolation"),
+            *("--wheel-dir", scratch / "dist", tree),
+            what="building the wheel",
+        )
+        # Without pip: nothing is ever added to a release.
+        call(
+            *(sys.executable, "-I", "-m", "venv", "--without-pip", target),
+            what="making the release's environment",
+        )
+        into = ("--python", target / "bin/python")
+        call(
+            *(*pip, *into, "install", *offline, "--require-hashes"),
+            *("-r", SOURCE / "requirements.lock"),
+            what="installing what requirements.lock names",
+        )
+        (wheel,) = (scratch / "dist").glob("holdover-*.whl")
+        call(*pip, *into, "install", *offline, "--no-deps", wheel, what="installing the wheel")
+    release = Release(name=name, version=version, digest=digest, python=sys.executable)
+    write_if_changed(target / "release.json", json.dumps(asdict(release), indent=1) + "\n")
+    return target
+
+
+def templates_of(release_dir: Path) -> Path:
+    """The units that came with the release: units are versioned with their daemon."""
+    (folder,) = release_dir.glob("lib/python3*/site-packages/holdoverd/units")
+    return folder
+
+
+def current_generation() -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        return int(os.readlink(STATE / "current"))
+    return None
+
+
+def release_of_generation(generation: int | None) -> str | None:
+    """The release folder's name that a generation's unit runs."""
+    with contextlib.suppress(OSError):
+        text = (UNITS / f"holdoverd@{generation}.service").read_text()
+        if match := re.search(rf"^ExecStart={RELEASES}/([^/\s]+)/bin/python ", text, re.MULTILINE):
+            return match[1]
+    return None
+
+
+def install_files(release_dir: Path, templates: Path) -> bool:
+    """Users, folders, units, documents and the command; tells whether a unit file changed."""
+    write_if_changed(SYSUSERS, (templates / "sysusers.d/holdover.conf").read_text())
+    call("systemd-sysusers", SYSUSERS, what="making the system users")
+    write_if_changed(TMPFILES, (templates / "tmpfiles.d/holdover.conf").read_text())
+    call("systemd-tmpfiles", "--create", TMPFILES, what="making the folders")
+    CONFIG.mkdir(mode=0o755, exist_ok=True)
+
+    units = {name: (templates / name).read_text() for name in FIXED_UNITS}
+    home = pwd.getpwnam(DEFAULT_ACCOUNT).pw_dir
+    units |= agent_units(
+        templates, release_dir=str(release_dir), account=DEFAULT_ACCOUNT, home=home
+    )
+    changed = [write_if_changed(UNITS / name, text) for name, text in sorted(units.items())]
+
+    DOCS.mkdir(mode=0o755, parents=True, exist_ok=True)
+    for name in DOCUMENTS:
+        if (SOURCE / name).is_file():
+            write_if_changed(DOCS / name, (SOURCE / name).read_text())
+    COMMAND.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if COMMAND.exists() and not COMMAND.is_symlink():
+        raise InstallError(f"{COMMAND} is not Holdover's link; move it away, then install again")
+    link(COMMAND, str(release_dir / "bin/holdover"))
+    return any(changed)
+
+
+def new_generation(release_dir: Path, templates: Path, version: str) -> int:
+    """Write the next generation's unit. The number is recorded first: used up even if we die."""
+    last = int(LAST_GENERATION.read_text()) if LAST_GENERATION.is_file() else 0
+    generation = next_generation(last, (path.name for path in UNITS.glob("holdoverd@*.service")))
+    write_if_changed(LAST_GENERATION, f"{generation}\n")
+    text = instance_unit(
+        templates, release_dir=str(release_dir), generation=generation, version=version
+    )
+    write_if_changed(UNITS / f"holdoverd@{generation}.service", text)
+    return generation
+
+
+def active_generations() -> list[int]:
+    listing = subprocess.run(
+        ["systemctl", "list-units", "--plain", "--no-legend", "holdoverd@*.service"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    return sorted(
+        int(n) for n in re.findall(r"^\s*holdoverd@(\d+)\.service", listing, re.MULTILINE)
+    )
+
+
+def start(generation: int) -> None:
+    """Start this generation beside the old one, then stop the old: the sockets never close."""
+    call("systemctl", "start", "holdover.socket", "holdover-admin.socket", what="opening the doors")
+    agent_socket = f"holdover-agent-{DEFAULT_ACCOUNT}.socket"
+    call("systemctl", "start", agent_socket, what="opening the agents' socket")
+    unit = f"holdoverd@{generation}.service"
+    call("systemctl", "start", unit, what=f"starting {unit} (see `journalctl -u {unit}`)")
+    for old in active_generations():
+        if old != generation:
+            call("systemctl", "stop", f"holdoverd@{old}.service", what=f"stopping generation {old}")
+
+
+def install(wheelhouse: Path | None, *, start_it: bool) -> None:
+    check_host()
+    os.umask(0o022)
+    os.chdir("/")
+    version, digest = tree_version(SOURCE), tree_digest(SOURCE)
+    with one_at_a_time():
+        name, there = choose_release(version, digest, installed_releases())
+        release_dir = RELEASES / name
+        if not there:
+            build_release(name, version, digest, wheelhouse)
+        templates = templates_of(release_dir)
+        units_changed = install_files(release_dir, templates)
+        generation = current_generation()
+        is_new = generation is None or release_of_generation(generation) != name
+        if is_new:
+            generation = new_generation(release_dir, templates, name)
+            link(STATE / "current", str(generation))
+        assert generation is not None
+        enabled = (*ENABLED, f"holdover-agent-{DEFAULT_ACCOUNT}.socket")
+        if systemd_runs() and (is_new or units_changed):
+            call("systemctl", "daemon-reload", what="telling systemd of the units")
+        call("systemctl", "--quiet", "enable", *enabled, what="enabling the units")
+        if not is_new:
+            say(f"Holdover {name} is already installed, as generation {generation}.")
+            return
+        if not systemd_runs():
+            say(f"Holdover {name} is installed; it starts when systemd boots here.")
+        elif not start_it:
+            say(f"Holdover {name} is installed, not started: systemctl start holdover.target")
+        else:
+            start(generation)
+            call("systemctl", "start", "holdover.target", what="starting holdover.target")
+            say(f"Holdover {name} is installed and runs as generation {generation}.")
+
+
+def uninstall(*, purge: bool) -> None:
+    check_host()
+    os.chdir("/")
+    with one_at_a_time():
+        units = sorted(path.name for path in UNITS.glob("holdover*") if path.is_file())
+        if systemd_runs():
+            # The doors first, or a knock would start the daemon again; agents last.
+            call("systemctl", "stop", "holdover.target", "holdover*.socket", what="closing")
+            call("systemctl", "stop", "holdover*.service", "holdover*.slice", what="stopping")
+        wanted = [unit for unit in units if unit in ENABLED or unit.endswith(".socket")]
+        if wanted:
+            call("systemctl", "--quiet", "disable", *wanted, what="disabling the units")
+        for unit in units:
+            (UNITS / unit).unlink()
+        if systemd_runs():
+            call("systemctl", "daemon-reload", what="telling systemd")
+        if COMMAND.is_symlink() and os.readlink(COMMAND).startswith(f"{OPT}/"):
+            COMMAND.unlink()
+        for path in (SYSUSERS, TMPFILES):
+            path.unlink(missing_ok=True)
+        for folder in (RELEASES, DOCS, RUNTIME):
+            shutil.rmtree(folder, ignore_errors=True)
+        (STATE / "current").unlink(missing_ok=True)
+        if purge:
+            for folder in (STATE, AGENT_HOME, CONFIG):
+                shutil.rmtree(folder, ignore_errors=True)
+            for user in ("holdover", "holdover-agent"):
+                with contextlib.suppress(KeyError):
+                    pwd.getpwnam(user)
+                    call("userdel", user, what=f"removing the user {user}")
+            call("groupdel", "-f", "holdover-admin", what="removing the group holdover-admin")
+            shutil.rmtree(OPT, ignore_errors=True)
+    kept = "" if purge else f" {STATE}, {AGENT_HOME} and {CONFIG} are kept (--purge removes them)."
+    say(f"Holdover is uninstalled.{kept}")
+
+
+def render_for_check(folder: Path) -> None:
+    """All units in FOLDER/units, with a stand-in for the release: systemd wants programs to exist."""
+    (folder / "release/bin").mkdir(parents=True)
+    (folder / "release/bin/python").symlink_to(sys.executable)
+    units = render_all(SOURCE / "units", release_dir=str(folder / "release"))
+    for name, text in units.items():
+        write_if_changed(folder / "units" / name, text)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="packaging")
+    commands = parser.add_subparsers(dest="command", required=True)
+    adding = commands.add_parser("install", help="install this tree as a release and start it")
+    adding.add_argument(
+        "--wheelhouse",
+        type=Path,
+        metavar="DIR",
+        help="install from this folder, without network (default: .build/wheelhouse when complete)",
+    )
+    adding.add_argument("--no-start", action="store_true", help="install and enable, start nothing")
+    removing = commands.add_parser("uninstall", help="stop everything, agents too, and remove it")
+    removing.add_argument(
+        "--purge", action="store_true", help="remove sessions, configuration and accounts, too"
+    )
+    filling = commands.add_parser("wheelhouse", help="download what a release is built from")
+    filling.add_argument("folder", type=Path, nargs="?", default=SOURCE / ".build/wheelhouse")
+    showing = commands.add_parser("render", help="write all units, to be looked at, into a folder")
+    showing.add_argument("folder", type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "install":
+            folder = options.wheelhouse and options.wheelhouse.absolute()
+            install(folder, start_it=not options.no_start)
+        elif options.command == "uninstall":
+            uninstall(purge=options.purge)
+        elif options.command == "render":
+            render_for_check(options.folder.absolute())
+        elif not wheelhouse_is_complete(options.folder):
+            with tempfile.TemporaryDirectory(prefix="holdover-install-") as scratch:
+                fill_wheelhouse(options.folder.absolute(), make_tools(Path(scratch) / "tools"))
+    except (InstallError, OSError) as error:
+        say(f"holdover: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

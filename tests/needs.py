@@ -1,0 +1,38 @@
+"""What a test asks of the machine, by name, with the reason it is skipped where that is missing.
+
+from tests.needs import needs_root
+
+@needs_root
+def test_full_disk_damages_no_line(): ...
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+
+def _lacks(*programs: str) -> str | None:
+    """The reason to skip when a program is missing; None when all are there."""
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    missing = [program for program in programs if shutil.which(program, path=path) is None]
+    return f"needs {', '.join(missing)}, not found on this machine" if missing else None
+
+
+NOT_ROOT = None if os.geteuid() == 0 else "needs root: mounts, users or namespaces of its own"
+NO_NSPAWN = NOT_ROOT or _lacks("systemd-nspawn", "nsenter", "unshare", "setpriv")
+NO_MMDEBSTRAP = NO_NSPAWN or _lacks("mmdebstrap")
+NO_SYSTEMD_TOOLS = _lacks("systemd-analyze")
+NO_SOCKET_ACTIVATE = _lacks("systemd-socket-activate")
+
+needs_root = pytest.mark.skipif(NOT_ROOT is not None, reason=NOT_ROOT or "")
+needs_nspawn = pytest.mark.skipif(NO_NSPAWN is not None, reason=NO_NSPAWN or "")
+needs_mmdebstrap = pytest.mark.skipif(NO_MMDEBSTRAP is not None, reason=NO_MMDEBSTRAP or "")
+needs_systemd_analyze = pytest.mark.skipif(
+    NO_SYSTEMD_TOOLS is not None, reason=NO_SYSTEMD_TOOLS or ""
+)
+needs_socket_activate = pytest.mark.skipif(
+    NO_SOCKET_ACTIVATE is not None, reason=NO_SOCKET_ACTIVATE or ""
+)
