@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from holdoverd.catalogue.turn import FileTurn
@@ -174,24 +174,24 @@ class SQLiteDialect(Dialect):
     def translate(self, error: BaseException) -> BaseException:
         if isinstance(error, OSError):
             return _from_os_error(self.path, error)
-        if not isinstance(error, SQLAlchemyError):
+        if not isinstance(error, SQLAlchemyError | sqlite3.Error):
             return error
-        if isinstance(error, IntegrityError):
+        original = error.orig if isinstance(error, DBAPIError) else error
+        if isinstance(original, sqlite3.IntegrityError):
             return _caused(
                 Internal(
-                    f"A write contradicts what the catalogue holds ({error.orig}); nothing of it "
+                    f"A write contradicts what the catalogue holds ({original}); nothing of it "
                     "was stored. This is a defect of Holdover: please report it."
                 ),
                 error,
             )
-        original = error.orig if isinstance(error, DBAPIError) else None
         # Python 3.11 and newer name the code; None when the driver itself refused a call.
         code = getattr(original, "sqlite_errorcode", None)
         reason, remedy = _SQLITE_TROUBLE.get(code or -1) or _SQLITE_TROUBLE.get(
             (code or 0) & 0xFF, ("failed", "See the log for the cause.")
         )
         return _caused(
-            CatalogueError(f"The catalogue {self.path} {reason} ({original or error}). {remedy}"),
+            CatalogueError(f"The catalogue {self.path} {reason} ({original}). {remedy}"),
             error,
         )
 

@@ -142,6 +142,18 @@ def seq_opening_last_pages(cx: Connection, session: str) -> int:
     return int(found)
 
 
+def thread_n_at(cx: Connection, session: str, thread: str, seq: int) -> int:
+    """How far a thread had come at `seq`: the n of its last message not after it; 0 before any."""
+    table = schema.messages
+    found = cx.execute(
+        select(table.c.n)
+        .where(table.c.session == session, table.c.seq <= seq, table.c.thread == thread)
+        .order_by(table.c.seq.desc())
+        .limit(1)
+    ).scalar()
+    return 0 if found is None else int(found)
+
+
 def recent_uuids(cx: Connection, session: str, limit: int) -> list[str]:
     """Uuids among the last `limit` messages, latest first; to know a line that came before."""
     table = schema.messages

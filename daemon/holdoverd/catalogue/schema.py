@@ -93,7 +93,6 @@ sessions = Table(
     Column("updated_at", BigInteger, nullable=False),
     Column("ended_at", BigInteger),
     Index("ix_sessions_updated_at_id", "updated_at", "id"),
-    Index("ix_sessions_owner_updated_at_id", "owner", "updated_at", "id"),
     Index("ix_sessions_host_generation", "host", "generation"),
 )
 

@@ -66,9 +66,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_sessions")),
     )
     op.create_index("ix_sessions_host_generation", "sessions", ["host", "generation"], unique=False)
-    op.create_index(
-        "ix_sessions_owner_updated_at_id", "sessions", ["owner", "updated_at", "id"], unique=False
-    )
     op.create_index("ix_sessions_updated_at_id", "sessions", ["updated_at", "id"], unique=False)
     op.create_table(
         "launches",
