@@ -1,0 +1,625 @@
+"""Sessions as the doors call them: who may do what to which, and what the answer looks like.
+
+Methods raise `RequestError`s and return JSON text or plain values of contract.md, Sessions. A
+session that nobody on this host owns is adopted at the first touch.
+"""
+
+import hashlib
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+from uuid import UUID, uuid4
+
+import trio
+
+from holdoverd.agents import host_frames
+from holdoverd.agents.presets import build_launch, check_model
+from holdoverd.callers import Caller
+from holdoverd.catalogue import messages as messages_table
+from holdoverd.catalogue import sessions as sessions_table
+from holdoverd.catalogue.records import LaunchRow, SessionRow
+from holdoverd.errors import (
+    BadRequest,
+    Capacity,
+    CatalogueError,
+    Conflict,
+    Forbidden,
+    Gone,
+    LaunchError,
+    NotFound,
+    NotOwner,
+    TooLarge,
+    Unavailable,
+    Unprocessable,
+)
+from holdoverd.ids import new_id, now_ms
+from holdoverd.sessions import launcher
+from holdoverd.sessions.model import SessionModel, Step
+from holdoverd.sessions.owner import Instance, OwnedSession
+from holdoverd.sessions.viewer import CLOSE_GOING_AWAY, CLOSE_UNSHARED, Viewer
+from holdoverd.sessions.wire import dumps, message_json, session_view
+
+log = logging.getLogger(__name__)
+
+PAGE_SIZE = messages_table.PAGE_SIZE
+
+MAX_PROMPT_LINE_BYTES = 16 * 1024 * 1024
+"""The keeper's bound for one line of the agent's stdin (PROTOCOL.md)."""
+
+MAX_COMMANDS_WAITING = 1000
+"""Numbered commands that a keeper has not taken yet: an agent that does not read its stdin."""
+
+LOG_LIMIT = 500
+LOG_BYTES = 4 * 1024 * 1024
+
+ADOPT_S = 2.0
+"""How often sessions of instances that have died are looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a thread as JSON text. A sealed page is full and never changes."""
+
+    json_text: str
+    sealed: bool
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What `[sessions]` of the configuration says about all of them."""
+
+    max_live: int
+    default_agent: str
+
+
+class Sessions:
+    """Every session this instance knows; made once, in `main`."""
+
+    def __init__(
+        self, instance: Instance, limits: Limits, live_generations: Callable[[], set[int]]
+    ) -> None:
+        self._in = instance
+        self._limits = limits
+        self._live_generations = live_generations
+        self._owned: dict[str, OwnedSession] = {}
+        self._adopting: dict[str, trio.Event] = {}
+        self._letting_go = False
+
+    # -- owning -----------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Adopt what this host's dead instances left, first of all our own earlier process's."""
+        await self._adopt_orphans(own=self._in.generation)
+        task_status.started()
+        while True:
+            await trio.sleep(ADOPT_S)
+            try:
+                await self._adopt_orphans(own=None)
+            except CatalogueError as error:
+                log.warning("looking for sessions to adopt: %s Retrying.", error)
+
+    async def _adopt_orphans(self, *, own: int | None) -> None:
+        live = self._live_generations() | {self._in.generation}
+        ids = await self._in.catalogue.read(
+            lambda cx: sessions_table.sessions_to_adopt(cx, self._in.host, live, own=own)
+        )
+        for session in ids:
+            known = self._owned.get(session)
+            if self._letting_go or (known is not None and not known.lost.is_set()):
+                continue
+            loaded = await self._load(session)
+            # One that rests needs no owner until somebody asks for it.
+            if loaded is not None and (
+                loaded.launches or any(p.state == "queued" for p in loaded.prompts)
+            ):
+                try:
+                    await self.owned(session)
+                except (NotFound, Unavailable) as error:
+                    log.info("not adopting: %s", error, extra={"session": session})
+
+    async def _load(self, session: str) -> sessions_table.LoadedSession | None:
+        return await self._in.catalogue.read(lambda cx: sessions_table.load_session(cx, session))
+
+    async def owned(self, session: str) -> OwnedSession:
+        """The session in our hands, adopted if its owner is gone.
+
+        Raises NotFound, and Unavailable when another living instance owns it.
+        """
+        while True:
+            found = self._owned.get(session)
+            if found is not None and not found.lost.is_set():
+                return found
+            if self._letting_go:
+                raise Unavailable("This instance is going away; connect again.")
+            if (other := self._adopting.get(session)) is not None:
+                await other.wait()
+                continue
+            done = self._adopting[session] = trio.Event()
+            try:
+                with trio.CancelScope(shield=True):
+                    self._owned[session] = await self._adopt(session)
+            finally:
+                del self._adopting[session]
+                done.set()
+
+    async def _adopt(self, session: str) -> OwnedSession:
+        catalogue, me = self._in.catalogue, self._in
+        me.observe("adopt")
+        row = await catalogue.read(lambda cx: sessions_table.session_row(cx, session))
+        if row is None:
+            raise _no_session(session)
+        if row.host != me.host or (
+            row.generation != me.generation and row.generation in self._live_generations()
+        ):
+            raise Unavailable(
+                f"Session {session} belongs to instance {row.generation} on {row.host}, which "
+                "lives; ask there."
+            )
+        expected = row.owner_epoch
+        me.observe("take_ownership")
+        try:
+            epoch = await catalogue.write(
+                lambda cx: sessions_table.take_ownership(
+                    cx, session, expected, me.host, me.generation, me.release
+                )
+            )
+        except NotOwner as error:
+            raise Unavailable(
+                f"Session {session} was taken by another instance just now; try again."
+            ) from error
+        # Only now is what we read ours to go on with: nobody else can change it any more.
+        me.observe("load_session")
+        loaded = await self._load(session)
+        if loaded is None:
+            raise _no_session(session)
+        uuids = await catalogue.read(lambda cx: messages_table.recent_uuids(cx, session, 4096))
+        model = SessionModel(
+            loaded.row,
+            threads=loaded.threads,
+            permissions=loaded.permissions,
+            prompts=loaded.prompts,
+            launch=loaded.launches[-1] if loaded.launches else None,
+            recent_uuids=uuids,
+        )
+        assert model.row.owner_epoch == epoch, "the compare-and-set gave us this epoch"
+        adopted = OwnedSession(me, model, loaded.outbox)
+        adopted.begin()
+        log.info("adopted the session at epoch %d", epoch, extra={"session": session})
+        return adopted
+
+    def let_go(self) -> None:
+        """This instance stops: agents run on, viewers are told to come back at once."""
+        self._letting_go = True
+        for session in self._owned.values():
+            session.hub.close_all(CLOSE_GOING_AWAY)
+
+    def counts(self) -> tuple[int, int]:
+        """(sessions with an agent, viewers), for STATUS= and metrics."""
+        live = [s for s in self._owned.values() if not s.lost.is_set()]
+        return sum(s.model.launch is not None for s in live), sum(len(s.hub) for s in live)
+
+    # -- rights -----------------------------------------------------------------------------------
+
+    async def _row(self, caller: Caller, session: str, *, write: bool) -> SessionRow:
+        """The session if `caller` may do that. Raises NotFound or Forbidden."""
+        row = await self._in.catalogue.read(lambda cx: sessions_table.session_row(cx, session))
+        if row is None or not (caller.admin or row.owner == caller.owner or row.share):
+            raise _no_session(session)
+        if write and not (caller.admin or row.owner == caller.owner or row.share == "write"):
+            raise Forbidden(f"Session {session} is shared with you for reading only.")
+        return row
+
+    async def _own(self, caller: Caller, session: str, *, write: bool) -> OwnedSession:
+        await self._row(caller, session, write=write)
+        return await self.owned(session)
+
+    # -- making and changing ----------------------------------------------------------------------
+
+    async def create(self, caller: Caller, spec: dict[str, Any]) -> str:
+        """Start an agent in a new session. Nothing is stored when it cannot be started."""
+        if "repo" in spec:
+            raise Unprocessable(
+                "`repo` cannot be used yet: clone it yourself and give the folder as `cwd`."
+            )
+        with trio.CancelScope(shield=True):
+            session = await self._create(caller, spec)
+        return dumps(session.current_view())
+
+    async def _create(self, caller: Caller, spec: dict[str, Any]) -> OwnedSession:
+        self._admit()
+        me = self._in
+        name = spec.get("agent") or self._limits.default_agent
+        agent = me.agents(name)
+        if agent is None:
+            raise Unprocessable(
+                f"No agent {name!r} is configured; `holdover config show` lists them."
+            )
+        at = now_ms()
+        row = SessionRow(
+            id=new_id("s"),
+            epoch=new_id("e"),
+            owner=caller.owner,
+            account=caller.account,
+            agent=name,
+            agent_session=str(uuid4()),
+            cwd=spec.get("cwd"),
+            title=spec.get("title"),
+            model=spec.get("model"),
+            permission_mode=spec.get("permission_mode") or "default",
+            share=spec.get("share"),
+            state="starting",
+            last_seq=0,
+            cost_usd=0.0,
+            context=None,
+            host=me.host,
+            generation=me.generation,
+            release=me.release,
+            owner_epoch=1,
+            error=None,
+            live="",
+            created_at=at,
+            updated_at=at,
+            ended_at=None,
+        )
+        # Refuses a model or mode that no agent may be given, before anything is made.
+        build_launch(
+            agent,
+            agent_session=row.agent_session,
+            resume=False,
+            model=row.model,
+            permission_mode=row.permission_mode,
+        )
+        first = replace(row)
+        model = SessionModel(row)
+        model.creating = True
+        session = OwnedSession(me, model)
+        me.observe("take_lock")
+        lock = launcher.Lock.take_nowait(me.paths.lock(row.id))
+        try:
+            launch = await self._store_new(session, first, spec)
+        except BaseException:
+            lock.close()
+            raise
+        self._owned[row.id] = session
+        try:
+            await session.run_launch(launch, lock)
+        except LaunchError as error:
+            await self._forget(session)
+            raise Unprocessable(str(error), extra={"reason": error.code}) from error
+        except BaseException:
+            await self._forget(session)
+            raise
+        return session
+
+    async def _store_new(
+        self, session: OwnedSession, first: SessionRow, spec: dict[str, Any]
+    ) -> LaunchRow:
+        model = session.model
+        launch = session.new_launch()
+        step = Step()
+        model.launch_begun(step, launch)
+        if (prompt := spec.get("prompt")) is not None:
+            self._accept_prompt(step, session, prompt)
+        model.seal(step, now_ms())
+        self._in.observe("record_launch")
+        await self._in.catalogue.write(
+            lambda cx: sessions_table.create_session(cx, first, step.change)
+        )
+        session.shown(step)
+        return launch
+
+    async def _forget(self, session: OwnedSession) -> None:
+        """The session never came to life and nobody has heard of it."""
+        del self._owned[session.id]
+        await session.purge()
+
+    def _admit(self) -> None:
+        if self.counts()[0] >= self._limits.max_live:
+            raise Capacity(
+                f"{self._limits.max_live} sessions have a running agent, as many as this host "
+                "carries ([sessions] max_live); end one, or try again later."
+            )
+
+    async def list_sessions(
+        self,
+        caller: Caller,
+        *,
+        state: str | None = None,
+        q: str | None = None,
+        agent: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> str:
+        owner = None if caller.admin else caller.owner
+
+        def read(cx: Any) -> str:
+            rows, following = sessions_table.list_sessions(
+                cx, owner=owner, state=state, q=q, agent=agent, limit=limit, cursor=cursor
+            )
+            items = [
+                session_view(v.row, v.threads, v.pending, v.queued)
+                for v in sessions_table.session_view_rows(cx, rows)
+            ]
+            return dumps({"items": items, "next": following})
+
+        return await self._in.catalogue.read(read)
+
+    async def get(self, caller: Caller, session: str) -> str:
+        row = await self._row(caller, session, write=False)
+
+        def read(cx: Any) -> str:
+            (view,) = sessions_table.session_view_rows(cx, [row])
+            return dumps(session_view(view.row, view.threads, view.pending, view.queued))
+
+        return await self._in.catalogue.read(read)
+
+    async def patch(self, caller: Caller, session: str, changes: dict[str, Any]) -> str:
+        """Set title, model, permission_mode or share; the agent is told of what concerns it."""
+        owned = await self._own(caller, session, write=True)
+        model = owned.model
+        if "share" in changes and not (caller.admin or model.row.owner == caller.owner):
+            raise Forbidden(f"Only the owner of session {session} may share it.")
+        lines: list[str] = []
+        if (mode := changes.get("permission_mode")) is not None:
+            lines.append(host_frames.set_permission_mode(new_id("holdover"), mode))
+        if "model" in changes:
+            name = changes["model"]
+            lines.append(
+                host_frames.set_model(
+                    new_id("holdover"), check_model(name) if name is not None else None
+                )
+            )
+
+        def change(step: Step) -> None:
+            model.set_columns(step, **changes)
+            if model.launch is not None and model.launch.state == "live":
+                for line in lines:
+                    model.control(step, line)
+
+        await owned.act(change)
+        if "share" in changes and changes["share"] is None:
+            owned.hub.close_others(model.row.owner, CLOSE_UNSHARED)
+        return dumps(owned.current_view())
+
+    async def end(self, caller: Caller, session: str, *, purge: bool) -> None:
+        """No further prompt; the agent is stopped, gently. `purge`: as if it had never been."""
+        owned = await self._own(caller, session, write=True)
+        at = now_ms()
+        await owned.act(lambda step: owned.model.end(step, at))
+        owned.stop_agent()
+        if purge:
+            self._in.nursery.start_soon(self._purge_when_over, owned)
+        elif owned.model.launch is None:
+            owned.hub.wake_all()
+
+    async def _purge_when_over(self, owned: OwnedSession) -> None:
+        await owned.wait_agent_gone()
+        self._owned.pop(owned.id, None)
+        await owned.purge()
+
+    # -- prompts, answers ---------------------------------------------------------------------------
+
+    async def prompt(
+        self, caller: Caller, session: str, prompt: dict[str, Any]
+    ) -> tuple[int, dict[str, Any]]:
+        """Accept a prompt: (202, answer), or (200, the same answer) for one that is known."""
+        owned = await self._own(caller, session, write=True)
+        accepted = self._check_prompt(owned, prompt)
+
+        def change(step: Step) -> tuple[int, dict[str, Any]]:
+            seq = self._accept_prompt(step, owned, prompt)
+            return 202, {"id": accepted.id, "seq": seq}
+
+        for _attempt in range(2):
+            # Asked before and inside the turn: two requests with one id can be on their way.
+            known = await self._in.catalogue.read(
+                lambda cx: sessions_table.prompt(cx, session, accepted.id)
+            )
+            if known is not None:
+                if known.digest != accepted.digest:
+                    raise Conflict(
+                        f"Prompt {accepted.id} of session {session} has another content; give a "
+                        "new prompt a new id."
+                    )
+                return 200, {"id": known.id, "seq": known.seq}
+            if owned.model.launch is None and owned.model.row.ended_at is None:
+                self._admit()
+            try:
+                answer = await owned.act(change)
+            except _PromptKnown:
+                continue
+            owned.want_agent_for_prompts()
+            return answer
+        raise Unavailable(f"Prompt {accepted.id} is being accepted by another request; try again.")
+
+    def _check_prompt(self, owned: OwnedSession, prompt: dict[str, Any]) -> "_Prompt":
+        text, content = prompt.get("text"), prompt.get("content")
+        if prompt.get("attachments"):
+            raise Unprocessable("`attachments` cannot be used yet; name files in the text.")
+        prompt_id = prompt.get("id") or str(uuid4())
+        try:
+            if str(UUID(prompt_id)) != prompt_id.lower():
+                raise ValueError
+        except ValueError:
+            raise BadRequest(f"The prompt's id {prompt_id[:64]!r} is not a UUID.") from None
+        body = host_frames.user_prompt(
+            prompt_id,
+            text if text is not None else content or [],
+            agent_session=owned.model.row.agent_session,
+        )
+        if len(body) > MAX_PROMPT_LINE_BYTES // 4 and len(body.encode()) > MAX_PROMPT_LINE_BYTES:
+            raise TooLarge(
+                f"Prompt {prompt_id} is larger than {MAX_PROMPT_LINE_BYTES:,} bytes; put its text "
+                "into a file and name that."
+            )
+        digest = hashlib.sha256(dumps({"text": text, "content": content}).encode()).hexdigest()
+        return _Prompt(prompt_id, body, digest)
+
+    def _accept_prompt(self, step: Step, owned: OwnedSession, prompt: dict[str, Any]) -> int:
+        accepted = self._check_prompt(owned, prompt)
+        if owned.knows_prompt(accepted.id):
+            raise _PromptKnown(accepted.id)
+        owned.check_room(MAX_COMMANDS_WAITING)
+        return owned.model.prompt(step, accepted.id, accepted.body, accepted.digest, now_ms()).seq
+
+    async def cancel_prompt(self, caller: Caller, session: str, prompt_id: str) -> None:
+        """Withdraw a prompt that no agent has; it stays in the log, with a notice."""
+        owned = await self._own(caller, session, write=True)
+        at = now_ms()
+
+        def change(step: Step) -> None:
+            owned.model.cancel_prompt(step, prompt_id, at)
+
+        await owned.act(change)
+
+    async def answer(self, caller: Caller, session: str, answer: dict[str, Any]) -> dict[str, Any]:
+        """Answer a permission; the first answer stands, later ones hear whose it was."""
+        owned = await self._own(caller, session, write=True)
+        request_id = answer["request_id"]
+
+        def change(step: Step) -> dict[str, Any]:
+            owned.check_room(MAX_COMMANDS_WAITING)
+            permission = owned.model.answer(
+                step,
+                request_id,
+                behavior=answer["behavior"],
+                answered_by=caller.owner,
+                updated_input=answer.get("updated_input"),
+                message=answer.get("message"),
+                remember=answer.get("remember"),
+                at=now_ms(),
+            )
+            return {
+                "request_id": request_id,
+                "behavior": permission.state,
+                "answered_by": caller.owner,
+                "seq": step.change.messages[-1].seq,
+            }
+
+        try:
+            return await owned.act(change)
+        except NotFound:
+            known = await self._in.catalogue.read(
+                lambda cx: sessions_table.permission(cx, session, request_id)
+            )
+        if known is None:
+            raise NotFound(f"Session {session} never asked {request_id}.")
+        if known.state == "withdrawn":
+            raise Gone(
+                f"The agent has withdrawn {request_id}, or it is gone; nothing waits for it."
+            )
+        raise Conflict(
+            f"{request_id} was answered ({known.state}) by {known.answered_by}.",
+            extra={"answered_by": known.answered_by},
+        )
+
+    async def interrupt(
+        self, caller: Caller, session: str, *, cancel_queued: bool
+    ) -> dict[str, Any]:
+        """Stop the turn that runs. Without an agent there is nothing to stop: accepted as well."""
+        owned = await self._own(caller, session, write=True)
+        line = host_frames.interrupt(new_id("holdover"), cancel_queued=cancel_queued)
+
+        def change(step: Step) -> None:
+            model = owned.model
+            if model.row.ended_at is not None:
+                raise Gone(f"Session {session} has ended.")
+            owned.check_room(MAX_COMMANDS_WAITING)
+            if model.launch is not None and model.launch.state == "live":
+                model.control(step, line)
+
+        await owned.act(change)
+        return {}
+
+    async def resume(self, caller: Caller, session: str) -> dict[str, Any]:
+        """See to it that an agent runs."""
+        owned = await self._own(caller, session, write=True)
+        if owned.model.row.ended_at is not None:
+            raise Conflict(f"Session {session} has ended; start a new one.")
+        if owned.model.launch is None:
+            self._admit()
+            owned.want_agent()
+        return {}
+
+    # -- reading ------------------------------------------------------------------------------------
+
+    async def page(
+        self, caller: Caller, session: str, thread: str, page: int, epoch: str | None
+    ) -> Page:
+        """One page of a thread (contract.md); raises Conflict for another epoch."""
+        row = await self._row(caller, session, write=False)
+        if epoch is not None and epoch != row.epoch:
+            raise Conflict(
+                f"Session {session} is at epoch {row.epoch}, not {epoch}: the catalogue was "
+                "restored; load its pages anew.",
+                extra={"epoch": row.epoch},
+            )
+        rows = await self._in.catalogue.read(
+            lambda cx: messages_table.page(cx, session, thread, page)
+        )
+        sealed = len(rows) == PAGE_SIZE
+        last = rows[-1].seq if rows else 0
+        text = (
+            f'{{"thread":{dumps(thread)},"page":{page},"sealed":{"true" if sealed else "false"},'
+            f'"epoch":{dumps(row.epoch)},"messages":[{",".join(map(message_json, rows))}]}}'
+        )
+        return Page(text, sealed, f'"{row.epoch}-{page}-{last}"')
+
+    async def log(self, caller: Caller, session: str, after: int, limit: int) -> str:
+        """The whole log after a seq, all threads."""
+        row = await self._row(caller, session, write=False)
+        rows = await self._in.catalogue.read(
+            lambda cx: messages_table.log_after(
+                cx, session, after, min(limit, LOG_LIMIT), LOG_BYTES
+            )
+        )
+        return f'{{"epoch":{dumps(row.epoch)},"messages":[{",".join(map(message_json, rows))}]}}'
+
+    async def body(self, caller: Caller, session: str, seq: int) -> str:
+        """One message's body, whole."""
+        await self._row(caller, session, write=False)
+        body = await self._in.catalogue.read(lambda cx: messages_table.body(cx, session, seq))
+        if body is None:
+            raise NotFound(f"Session {session} has no message {seq}.")
+        return body
+
+    async def open_viewer(
+        self,
+        caller: Caller,
+        session: str,
+        *,
+        after: int | None,
+        epoch: str | None,
+        threads: Literal["all", "main"],
+    ) -> Viewer:
+        """Watch a session; see `viewer`. Raises NotFound where it is not to be seen."""
+        owned = await self._own(caller, session, write=False)
+        return await owned.view(
+            after=after,
+            epoch=epoch,
+            threads=threads,
+            owner=None if caller.admin else caller.owner,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    id: str
+    body: str
+    digest: str
+
+
+class _PromptKnown(Conflict):
+    """A prompt with this id was accepted between the look-up and the turn."""
+
+
+def _no_session(session: str) -> NotFound:
+    return NotFound(f"No session {session[:64]!r}; `holdover session ls` lists yours.")
+
+
+def host_name() -> str:
+    """This host's name, half of every owner's identity."""
+    return socket.gethostname()

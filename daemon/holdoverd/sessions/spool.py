@@ -1,0 +1,132 @@
+"""Spool files: what agents said, one file per launch, written by its keeper, read by the owner.
+
+The keeper appends and never looks back; the owner reads from the committed offset, and gives
+ranges back to the disk once they are in the catalogue (where the filesystem can punch holes).
+"""
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import inotify_simple
+import trio
+
+READ_BYTES = 1024 * 1024
+"""One read, and so one commit and one burst to viewers, takes at most this much of a spool."""
+
+PUNCH_BYTES = 1024 * 1024
+"""Holes are punched in steps of this size: a system call per megabyte, not per line."""
+
+_FALLOC_FL_KEEP_SIZE = 0x01
+_FALLOC_FL_PUNCH_HOLE = 0x02
+_PAGE = 4096
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_libc.fallocate.restype = ctypes.c_int
+
+
+class Wake:
+    """A bell that remembers one ring: whoever waits next hears what rang before."""
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+
+    def ring(self) -> None:
+        self._event.set()
+
+    async def wait_rung(self) -> None:
+        await self._event.wait()
+        self._event = trio.Event()
+
+
+class Spool:
+    """One open spool file. Blocking calls on a local file: a read is a copy from the page cache."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # Before the keeper's first byte the file may be missing: an owner died between taking
+        # the right to launch and making the file. An empty one stands for it.
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._punched = 0
+        self._can_punch = True
+
+    def size(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def read(self, offset: int, limit: int = READ_BYTES) -> bytes:
+        return os.pread(self._fd, limit, offset)
+
+    def give_back(self, upto: int) -> None:
+        """Free the disk below `upto`: everything there is durably in the catalogue."""
+        if not self._can_punch or upto - self._punched < PUNCH_BYTES:
+            return
+        end = upto // _PAGE * _PAGE
+        mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+        if _libc.fallocate(self._fd, mode, self._punched, end - self._punched) == 0:
+            self._punched = end
+        else:
+            # EOPNOTSUPP on some filesystems: the file then shrinks only when it is removed.
+            self._can_punch = False
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def remove(self) -> None:
+        with suppress(FileNotFoundError):
+            self.path.unlink()
+
+
+class SpoolWatch:
+    """Rings a spool's bell when its file grows.
+
+    One inotify watch on the folder serves every spool. Its queue can overflow, and a filesystem
+    can fail to tell, so every bell rings each second as well: late by a second, never deaf.
+    """
+
+    SWEEP_S = 1.0
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._bells: dict[str, Wake] = {}
+
+    @contextmanager
+    def bell(self, name: str) -> Iterator[Wake]:
+        """The bell of the file `name` in the folder, rung once to begin with."""
+        wake = self._bells[name] = Wake()
+        wake.ring()
+        try:
+            yield wake
+        finally:
+            if self._bells.get(name) is wake:
+                del self._bells[name]
+
+    def ring(self, name: str) -> None:
+        if (wake := self._bells.get(name)) is not None:
+            wake.ring()
+
+    def ring_all(self) -> None:
+        for wake in self._bells.values():
+            wake.ring()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        flags = inotify_simple.flags
+        with inotify_simple.INotify(nonblocking=True) as inotify:
+            inotify.add_watch(str(self._folder), flags.MODIFY | flags.CLOSE_WRITE)
+            task_status.started()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._sweep)
+                while True:
+                    await trio.lowlevel.wait_readable(inotify.fileno())
+                    for event in inotify.read(timeout=0):
+                        if event.mask & flags.Q_OVERFLOW:
+                            self.ring_all()
+                        else:
+                            self.ring(event.name)
+
+    async def _sweep(self) -> None:
+        while True:
+            await trio.sleep(self.SWEEP_S)
+            self.ring_all()

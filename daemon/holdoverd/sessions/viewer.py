@@ -1,0 +1,371 @@
+"""Who watches a session: the stream's order, its cursor, and what a slow viewer costs (nothing).
+
+A viewer first catches up from the catalogue, then is live; the turn from one to the other happens
+between two awaits, so no message falls in between. Frames are built once and shared by all who
+get the same. A viewer's queue is bounded: deltas go first, then the viewer (4008).
+contract.md, The stream.
+"""
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from holdoverd.catalogue.records import MessageRow
+from holdoverd.errors import CatalogueError, HoldoverError
+from holdoverd.sessions.model import MAIN, Delta, Event, Status
+from holdoverd.sessions.spool import Wake
+from holdoverd.sessions.wire import dumps, message_json, messages_frame
+
+QUEUE_CHARS = 8 * 1024 * 1024
+"""A viewer further behind than this is closed 4008, its cursor intact."""
+
+DELTA_QUEUE_CHARS = 512 * 1024
+"""A viewer further behind than this gets no deltas until it has caught up."""
+
+CATCH_UP_ROWS = 500
+CATCH_UP_BYTES = 1024 * 1024
+FRAME_CHARS = 1024 * 1024
+MAX_SUBSCRIPTIONS = 256
+
+CLOSE_ENDED = (1000, "session ended")
+CLOSE_GOING_AWAY = (1001, "going away, reconnect now")
+CLOSE_UNSHARED = (4003, "no longer shared")
+CLOSE_BEHIND = (4008, "too far behind, reconnect with your cursor")
+
+
+class ViewerClosed(HoldoverError):  # noqa: N818 - an end, not an error; as trio.EndOfChannel
+    """No further frame comes; close the WebSocket with `code` and `reason`."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a viewer who has just caught up is shown: latest statuses and open blocks, as frames."""
+
+    statuses: Sequence[str]
+    deltas: Sequence[tuple[str, str]]  # (thread, frame)
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """How viewers read the stored messages of one session; the owner binds them.
+
+    ``after(seq, rows, size)`` and ``thread_after(thread, n, rows, size)``: up to `rows` messages
+    beyond the cursor, in order, no more than fit in `size` bytes but at least one.
+    """
+
+    after: Callable[[int, int, int], Awaitable[Sequence[MessageRow]]]
+    thread_after: Callable[[str, int, int, int], Awaitable[Sequence[MessageRow]]]
+
+
+class Hub:
+    """The viewers of one session on this instance.
+
+    `committed` is the highest seq in the catalogue; the owner raises it by `publish`, which is
+    called after the commit and never before.
+    """
+
+    def __init__(self, committed: int, thread_n: dict[str, int]) -> None:
+        self.committed = committed
+        self.thread_n = thread_n
+        self._viewers: set[Viewer] = set()
+
+    def __len__(self) -> int:
+        return len(self._viewers)
+
+    def add(self, viewer: "Viewer") -> None:
+        self._viewers.add(viewer)
+
+    def discard(self, viewer: "Viewer") -> None:
+        self._viewers.discard(viewer)
+
+    def publish(self, events: Sequence[Event], session_frame: str | None) -> None:
+        """Show `events` in order to every live viewer, then the session's new levels."""
+        for event in events:
+            if isinstance(event, MessageRow):
+                self.committed = event.seq
+                self.thread_n[event.thread] = event.n
+        if not self._viewers:
+            return
+        # {threads a viewer sees: frames}; nearly all viewers see "all" or only "main"
+        built: dict[frozenset[str] | None, list[_Framed]] = {}
+        for viewer in list(self._viewers):
+            if not viewer.live:
+                viewer.wake()
+                continue
+            seen = viewer.seen_threads()
+            frames = built.get(seen)
+            if frames is None:
+                frames = built[seen] = _frames(events, seen)
+            viewer.push(frames)
+            if session_frame is not None:
+                viewer.push([_Framed("session", session_frame)])
+
+    def wake_all(self) -> None:
+        for viewer in self._viewers:
+            viewer.wake()
+
+    def close_all(self, close: tuple[int, str]) -> None:
+        for viewer in list(self._viewers):
+            viewer.finish(close)
+
+    def close_others(self, owner: str, close: tuple[int, str]) -> None:
+        """Close every viewer who is not `owner` and may not see everything."""
+        for viewer in list(self._viewers):
+            if viewer.owner not in (None, owner):
+                viewer.finish(close)
+
+
+@dataclass(frozen=True, slots=True)
+class _Framed:
+    kind: Literal["messages", "delta", "status", "session"]
+    text: str
+    thread: str = MAIN
+
+
+def _frames(events: Sequence[Event], seen: frozenset[str] | None) -> list[_Framed]:
+    """The wire frames of `events` for viewers of the threads `seen` (None: all of them)."""
+    frames: list[_Framed] = []
+    run: list[str] = []
+    chars = 0
+    for event in events:
+        if isinstance(event, MessageRow):
+            if seen is not None and event.thread not in seen:
+                continue
+            text = message_json(event)
+            if run and chars + len(text) > FRAME_CHARS:
+                frames.append(_Framed("messages", messages_frame(run)))
+                run, chars = [], 0
+            run.append(text)
+            chars += len(text)
+            continue
+        if run:
+            frames.append(_Framed("messages", messages_frame(run)))
+            run, chars = [], 0
+        if isinstance(event, Delta):
+            if seen is None or event.thread in seen:
+                frames.append(_Framed("delta", delta_frame(event.thread, event.body), event.thread))
+        elif isinstance(event, Status):
+            frames.append(_Framed("status", status_frame(event.name, event.body)))
+    if run:
+        frames.append(_Framed("messages", messages_frame(run)))
+    return frames
+
+
+def delta_frame(thread: str, body: str) -> str:
+    return f'{{"type":"delta","thread":{dumps(thread)},"body":{body}}}'
+
+
+def status_frame(name: str, body: str) -> str:
+    return f'{{"type":"status","name":{dumps(name)},"body":{body}}}'
+
+
+class Viewer:
+    """One WebSocket's view of one session.
+
+    `next_frame` is called by one task only. The other methods may be called from others.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        log: Log,
+        *,
+        hello: Callable[[bool], dict[str, Any]],
+        snapshot: Callable[[], Snapshot],
+        after: int,
+        main_n: int | None,
+        resync: bool,
+        ended: Callable[[], bool],
+        owner: str | None = None,
+    ) -> None:
+        self._hub = hub
+        self._log = log
+        self._hello = hello
+        self._snapshot = snapshot
+        self._ended = ended
+        self.owner = owner
+        """Who watches; None: somebody who may see everything."""
+        self._after = after
+        self._resync = resync
+        # Only some threads are seen when `main_n` is given: those live, and those still catching
+        # up with {thread: n sent so far}.
+        self._all = main_n is None
+        self._threads: set[str] = set()
+        self._catching_up: dict[str, int] = {} if main_n is None else {MAIN: main_n}
+        self.live = False
+        self._stage: Literal["hello", "catch_up", "live"] = "hello"
+        self._ready: deque[str] = deque()
+        self._queue: deque[_Framed] = deque()
+        self._chars = 0
+        self._lost_deltas = False
+        self._close: tuple[int, str] | None = None
+        self._bell = Wake()
+        hub.add(self)
+
+    # -- called by the hub ----------------------------------------------------------------------
+
+    def wake(self) -> None:
+        self._bell.ring()
+
+    def seen_threads(self) -> frozenset[str] | None:
+        return None if self._all else frozenset(self._threads)
+
+    def push(self, frames: Sequence[_Framed]) -> None:
+        """Queue live frames; never waits. A viewer over its bound loses deltas, then its place."""
+        for frame in frames:
+            if frame.kind == "delta":
+                if self._lost_deltas:
+                    continue
+                if self._chars + len(frame.text) > DELTA_QUEUE_CHARS:
+                    self._lost_deltas = True
+                    self._drop_deltas()
+                    continue
+            elif self._chars and self._chars + len(frame.text) > QUEUE_CHARS:
+                self.finish(CLOSE_BEHIND)
+                return
+            self._queue.append(frame)
+            self._chars += len(frame.text)
+        self._bell.ring()
+
+    def _drop_deltas(self) -> None:
+        kept = [frame for frame in self._queue if frame.kind != "delta"]
+        self._queue = deque(kept)
+        self._chars = sum(len(frame.text) for frame in kept)
+
+    def finish(self, close: tuple[int, str]) -> None:
+        """No further frame; 4008 throws away what is queued, the rest lets it out first."""
+        if self._close is None:
+            self._close = close
+            if close is CLOSE_BEHIND:
+                self._queue.clear()
+                self._chars = 0
+            self.live = False
+            self._hub.discard(self)
+        self._bell.ring()
+
+    # -- called by the connection ---------------------------------------------------------------
+
+    async def next_frame(self) -> str:
+        """The next text frame to send. Raises ViewerClosed when there will be none."""
+        while True:
+            if self._ready:
+                return self._ready.popleft()
+            if self._close is CLOSE_BEHIND:
+                raise ViewerClosed(*CLOSE_BEHIND)
+            if self._stage == "hello":
+                self._stage = "catch_up"
+                return dumps(self._hello(self._resync))
+            if self._stage == "catch_up":
+                await self._catch_up()
+                continue
+            if self._queue:
+                frame = self._queue.popleft()
+                self._chars -= len(frame.text)
+                return frame.text
+            if self._lost_deltas:
+                self._lost_deltas = False
+                for thread, text in self._snapshot().deltas:
+                    if self._sees(thread):
+                        self._ready.append(f'{{"type":"delta_reset","thread":{dumps(thread)}}}')
+                        self._ready.append(text)
+                continue
+            if self._catching_up:
+                await self._catch_up_threads()
+                continue
+            if self._close is not None:
+                raise ViewerClosed(*self._close)
+            if self._ended():
+                raise ViewerClosed(*CLOSE_ENDED)
+            await self._bell.wait_rung()
+
+    async def _catch_up(self) -> None:
+        """Read on from the cursor; at the catalogue's end become live in the same breath."""
+        if self._catching_up:
+            await self._catch_up_threads()
+            if self._catching_up:
+                return
+        elif self._all and self._after < self._hub.committed:
+            rows = await self._read(self._log.after(self._after, CATCH_UP_ROWS, CATCH_UP_BYTES))
+            if rows:
+                self._after = rows[-1].seq
+                self._ready.append(messages_frame(message_json(row) for row in rows))
+            return
+        # No await stands between the comparison with the hub above and `live` below.
+        snapshot = self._snapshot()
+        self._ready.extend(snapshot.statuses)
+        self._ready.extend(text for thread, text in snapshot.deltas if self._sees(thread))
+        self._ready.append('{"type":"live"}')
+        self._stage = "live"
+        self.live = self._close is None
+
+    async def _catch_up_threads(self) -> None:
+        """Messages of a thread that is not level with the hub yet; of one thread a call."""
+        thread, sent = next(iter(self._catching_up.items()))
+        if sent < self._hub.thread_n.get(thread, 0):
+            rows = await self._read(
+                self._log.thread_after(thread, sent, CATCH_UP_ROWS, CATCH_UP_BYTES)
+            )
+            if rows:
+                self._catching_up[thread] = rows[-1].n
+                self._ready.append(messages_frame(message_json(row) for row in rows))
+            return
+        del self._catching_up[thread]
+        self._threads.add(thread)
+        if self._stage == "live":
+            self._ready.extend(text for name, text in self._snapshot().deltas if name == thread)
+
+    async def _read(self, reading: Awaitable[Sequence[MessageRow]]) -> Sequence[MessageRow]:
+        try:
+            return await reading
+        except CatalogueError:
+            # The client reconnects with its cursor; the catalogue may be back by then.
+            self.finish(CLOSE_GOING_AWAY)
+            raise ViewerClosed(*CLOSE_GOING_AWAY) from None
+
+    def _sees(self, thread: str) -> bool:
+        return self._all or thread in self._threads
+
+    def subscribe(self, thread: str, after_n: int | None) -> None:
+        """See `thread` too, from n > `after_n`; default: new messages only."""
+        if self._all or thread in self._threads or thread in self._catching_up:
+            return
+        if len(self._threads) + len(self._catching_up) >= MAX_SUBSCRIPTIONS:
+            return
+        now = self._hub.thread_n.get(thread, 0)
+        # Even "new ones only" goes by the catching up: before `live` nothing is pushed.
+        self._catching_up[thread] = now if after_n is None else min(after_n, now)
+        self._bell.ring()
+
+    def close(self) -> None:
+        """The connection is gone; idempotent."""
+        if self._close is None:
+            self._close = CLOSE_GOING_AWAY
+        self.live = False
+        self._hub.discard(self)
+
+
+def opening(
+    *,
+    after: int | None,
+    epoch: str | None,
+    session_epoch: str,
+    last_seq: int,
+    opens_last_pages: int,
+) -> tuple[int, bool]:
+    """Where a stream begins: (after, resync). contract.md: a cursor that lies is never served.
+
+    `opens_last_pages`: the seq that opens the last page but one of `main`. `after` > 0 without
+    `epoch` was refused before the upgrade.
+    """
+    fresh = max(opens_last_pages - 1, 0)
+    if after is None:
+        return fresh, epoch is not None and epoch != session_epoch
+    if (epoch is not None and epoch != session_epoch) or after > last_seq:
+        return fresh, True
+    return after, False
