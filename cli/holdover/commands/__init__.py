@@ -1,0 +1,1 @@
+"""The commands, one module each; `holdover.main` loads them when they are called."""

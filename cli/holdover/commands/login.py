@@ -1,0 +1,70 @@
+"""`holdover login` and `logout`: the address and the token that the other commands use."""
+
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+
+from holdover.client import Client, Door, check_url
+from holdover.exits import CommandError, Exit
+from holdover.places import login_file
+
+_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+
+@click.command(epilog="Example: holdover login https://agents.example.org < token.txt")
+@click.argument("url")
+def login(url: str) -> None:
+    """Save the server URL and a token for it, after trying them.
+
+    The token is asked for without showing it, or read from standard input when that is no
+    terminal, or taken from HOLDOVER_TOKEN; never from the command line, which others can read.
+    """
+    url = check_url(url)
+    parts = urlsplit(url)
+    if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+        click.echo(f"Warning: {url} has no TLS; everybody on the way can read the token.", err=True)
+    token = os.environ.get("HOLDOVER_TOKEN") or _ask()
+    if not token or any(not 33 <= ord(char) <= 126 for char in token):
+        raise CommandError(
+            "That is no token: it is one word, as `token new` printed it.", Exit.USAGE
+        )
+    Client(Door(url=url, token=token)).get("/v1/sessions", limit=1)
+    path = login_file(os.environ)
+    _write_private(path, json.dumps({"url": url, "token": token}) + "\n")
+    click.echo(f"Logged in to {url}; the token is in {path}.", err=True)
+
+
+def _ask() -> str:
+    if sys.stdin.isatty():
+        answer: str = click.prompt("Token", hide_input=True, err=True)
+        return answer.strip()
+    return sys.stdin.readline(10_000).strip()
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Replace `path` in one step by a file that only its owner can read."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}.new")
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+        draft.replace(path)
+    except OSError as error:
+        raise CommandError(f"The login cannot be saved in {path}: {error.strerror}.") from error
+
+
+@click.command()
+def logout() -> None:
+    """Forget the saved address and token.
+
+    The token itself stays valid; revoke it with `holdover token revoke` where it was made.
+    """
+    path = login_file(os.environ)
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+        click.echo(f"Removed {path}; the token is still valid until it is revoked.", err=True)
