@@ -1,0 +1,381 @@
+"""What each line and each act changes in a session; see script.py for the verbs."""
+
+import json
+
+import pytest
+
+from holdoverd.agents.stream_json import classify
+from holdoverd.errors import Conflict, Gone, NotFound
+from holdoverd.sessions.model import (
+    MAX_NOTICED_FAULTS,
+    MAX_QUEUED_PROMPTS,
+    MAX_STATUSES,
+    Delta,
+    SessionModel,
+    Status,
+    Step,
+)
+from tests.sessions.script import (
+    NONCE,
+    Talk,
+    asks,
+    assistant,
+    delta,
+    echo,
+    launch_row,
+    opens,
+    result,
+    session_row,
+    tool_result,
+    tool_use,
+    uid,
+)
+
+
+def test_a_turn_is_stored_once_in_order_and_the_echo_is_not_stored_again() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.prompt("p1")
+    assert talk.model.state == "starting", "the agent has not said a word"
+    talk.says(echo("p1"), *opens("a"), delta("ok"), assistant("a"), result("r"))
+    assert talk.kinds == ["user", "assistant", "result"]
+    assert [m.seq for m in talk.stored] == [1, 2, 3]
+    assert [m.n for m in talk.stored] == [1, 2, 3]
+    assert talk.stored[0].client_id == uid("p1")
+    assert talk.model.state == "idle"
+
+
+def test_the_agents_line_is_kept_byte_for_byte() -> None:
+    talk = Talk()
+    talk.begin()
+    line = '{"type": "assistant",  "uuid":"x","message":{"content":"\\u2028\u2028 é"}, "n":1e3}'
+    talk.says(line)
+    assert talk.stored[-1].body == line
+
+
+def test_prompts_are_numbered_for_the_keeper_after_the_handshake_in_their_order() -> None:
+    talk = Talk()
+    talk.prompt("p1", "one")
+    talk.prompt("p2", "two")
+    assert talk.sent == []
+    talk.begin()
+    assert [n for n, _ in talk.sent] == [1, 2, 3]
+    assert [json.loads(body).get("uuid") for _, body in talk.sent] == [None, uid("p1"), uid("p2")]
+    talk.prompt("p3")
+    assert talk.sent[-1][0] == 4
+
+
+def test_deltas_are_shown_and_never_stored() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.says(assistant("a0"))
+    step = talk.says(*opens("a"), delta("x"), delta("y"))
+    assert not step.must_commit
+    assert [type(e) for e in step.events] == [Delta] * 4
+    ((thread, line),) = talk.model.blocks.snapshot()
+    assert thread == "main"
+    assert json.loads(line)["event"]["content_block"]["text"] == "xy"
+
+
+def test_a_new_owner_rereads_the_open_block_without_storing_anything_again() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.says(assistant("a"), *opens("b"), delta("half "))
+    before = [(m.seq, m.body) for m in talk.stored]
+    row = talk.model.row
+    again = Talk(
+        SessionModel(row, threads=list(talk.model.threads.values()), launch=talk.model.launch)
+    )
+    step = Step()
+    lines = [json.dumps(line).encode() for line in (assistant("a"), *opens("b"), delta("half "))]
+    for start, line in enumerate(lines):
+        again.model.line(step, classify(line), start=start, at=9, stored=True)
+    assert not step.events
+    assert not step.must_commit
+    again.says(delta("a sentence"))
+    ((_, line),) = again.model.blocks.snapshot()
+    assert json.loads(line)["event"]["content_block"]["text"] == "half a sentence"
+    assert [(m.seq, m.body) for m in talk.stored] == before
+
+
+def test_the_same_uuid_is_stored_once() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.says(assistant("a"), assistant("a"), assistant("b"))
+    assert talk.kinds == ["assistant", "assistant"]
+
+
+def test_an_echo_of_a_prompt_that_is_not_ours_is_a_message() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.says(echo("typed elsewhere"))
+    assert talk.kinds == ["user"]
+    talk.says(echo("typed elsewhere"))
+    assert talk.kinds == ["user"]
+
+
+def test_sub_agents_get_threads_of_their_own_nested_and_gapless() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.says(
+        assistant("a", content=[tool_use("T1", "Agent", description="look")]),
+        assistant("b", parent="T1", content=[tool_use("T2", "Task", description="deeper")]),
+        assistant("c", parent="T2"),
+        tool_result("d", "T2", parent="T1"),
+        assistant("e", parent="T1"),
+        tool_result("f", "T1"),
+    )
+    threads = talk.model.threads
+    assert {t: (r.parent_thread, r.n, r.state) for t, r in threads.items()} == {
+        "main": (None, 2, "open"),
+        "T1": ("main", 3, "done"),
+        "T2": ("T1", 1, "done"),
+    }
+    assert threads["T1"].title == "look"
+    assert [m.seq for m in talk.stored] == list(range(1, 7))
+
+
+def test_a_frame_of_an_unknown_sub_agent_opens_its_thread() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.says(assistant("a", parent="T9"))
+    assert talk.model.threads["T9"].parent_thread == "main"
+
+
+def test_permissions_wait_in_a_list_and_are_answered_in_any_order() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.says(
+        assistant("a", content=[tool_use("T1", "Agent")]),
+        assistant("b", parent="T1", content=[tool_use("t2")]),
+        asks("r1", "t1"),
+        asks("r2", "t2"),
+    )
+    assert talk.model.state == "waiting"
+    first, second = talk.model.permissions.values()
+    assert (first.thread, second.thread) == ("main", "T1")
+    talk.answers(second.request_id, "deny", message="no")
+    assert talk.model.state == "waiting"
+    talk.answers(first.request_id)
+    assert talk.model.state == "working"
+    denied, allowed = (json.loads(body)["response"] for _, body in talk.sent[-2:])
+    assert (denied["request_id"], denied["response"]["behavior"]) == ("r2", "deny")
+    assert allowed["response"]["updatedInput"] == {"command": "ls"}, "the input is always echoed"
+    answer = talk.stored[-1]
+    assert (answer.kind, answer.request_id) == ("answer", first.request_id)
+    assert json.loads(answer.body) == {"outcome": "allow", "answered_by": "ann"}
+
+
+def test_a_permission_is_answered_once() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.says(asks("r1"))
+    (permission,) = talk.model.permissions.values()
+    talk.answers(permission.request_id)
+    sent = len(talk.sent)
+    with pytest.raises(NotFound):
+        talk.answers(permission.request_id, "deny")
+    assert len(talk.sent) == sent
+
+
+def test_the_same_request_told_twice_is_asked_once() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.says(asks("r1"), asks("r1"))
+    assert talk.kinds == ["permission"]
+
+
+def test_a_withdrawn_request_is_answered_by_nobody() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.says(asks("r1"), {"type": "control_cancel_request", "request_id": "r1"})
+    assert talk.kinds == ["permission", "answer"]
+    assert json.loads(talk.stored[-1].body)["outcome"] == "withdrawn"
+    assert not talk.model.permissions
+
+
+def test_an_unsupported_request_gets_an_error_and_a_dialog_gets_none() -> None:
+    talk = Talk()
+    talk.begin()
+    sent = len(talk.sent)
+    talk.says(
+        {"type": "control_request", "request_id": "x", "request": {"subtype": "telepathy"}},
+        {"type": "control_request", "request_id": "y",
+         "request": {"subtype": "request_user_dialog", "dialog_kind": "?"}},
+    )  # fmt: skip
+    ((_, body),) = talk.sent[sent:]
+    assert json.loads(body)["response"]["subtype"] == "error"
+
+
+def test_an_agent_that_dies_withdraws_its_questions_and_leaves_a_notice() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.says(assistant("a", content=[tool_use("T1", "Agent")]), asks("r1"))
+    step = talk.says({"type": "holdover_end", "nonce": NONCE, "signal": 9, "status": None})
+    assert step.launch_ended
+    assert talk.kinds == ["assistant", "permission", "answer", "notice"]
+    notice = json.loads(talk.stored[-1].body)
+    assert notice["code"] == "agent_exited"
+    assert notice["data"]["signal"] == 9
+    assert notice["data"]["turn_cut"]
+    assert talk.model.state == "dormant"
+    assert talk.model.threads["T1"].state == "done"
+
+
+def test_an_end_record_with_another_nonce_is_noise() -> None:
+    talk = Talk()
+    talk.begin()
+    step = talk.says({"type": "holdover_end", "nonce": "f" * 32, "status": 0})
+    assert not step.launch_ended
+    assert talk.kinds == []
+
+
+@pytest.mark.parametrize(
+    ("found", "searchable", "states", "resent"),
+    [
+        ({"p1"}, True, {"p1": "echoed", "p2": "queued"}, ["p2"]),
+        (set(), True, {"p1": "queued", "p2": "queued"}, ["p1", "p2"]),
+        (set(), False, {"p1": "uncertain", "p2": "uncertain"}, []),
+    ],
+)
+def test_prompts_of_a_dead_agent_are_looked_up_before_they_are_sent_again(
+    found: set[str], searchable: bool, states: dict[str, str], resent: list[str]
+) -> None:
+    talk = Talk()
+    talk.begin()
+    talk.prompt("p1")
+    talk.prompt("p2")
+    talk.dies()
+    step = Step()
+    talk.model.launch_begun(step, launch_row("l_2"))
+    talk._sealed(step)
+    sent = len(talk.sent)
+    step = talk.live(
+        resumed=True, found=frozenset(uid(name) for name in found), searchable=searchable
+    )
+    last = {p.id: p.state for p in step.change.prompts}
+    assert last == {uid(name): state for name, state in states.items()}
+    assert [json.loads(b).get("uuid") for _, b in talk.sent[sent + 1 :]] == [
+        uid(name) for name in resent
+    ]
+    notices = [json.loads(m.body)["code"] for m in talk.stored if m.kind == "notice"]
+    assert notices.count("prompt_uncertain") == sum(s == "uncertain" for s in states.values())
+
+
+def test_prompts_wait_in_a_bounded_queue() -> None:
+    talk = Talk()
+    for i in range(MAX_QUEUED_PROMPTS):
+        talk.prompt(f"p{i}")
+    with pytest.raises(Conflict, match="wait"):
+        talk.prompt("one more")
+
+
+def test_an_ended_session_takes_no_prompt_and_cancels_those_that_wait() -> None:
+    talk = Talk()
+    talk.prompt("p1")
+    step = Step()
+    talk.model.end(step, 5)
+    talk._sealed(step)
+    assert [p.state for p in step.change.prompts] == ["cancelled"]
+    assert talk.model.state == "ended"
+    with pytest.raises(Gone):
+        talk.prompt("p2")
+
+
+def test_a_step_that_could_not_be_stored_leaves_no_trace() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.says(asks("r1"))
+    (permission,) = talk.model.permissions.values()
+    launch, before = talk.model.launch, (talk.model.row.last_seq, talk.model.launch.last_n)  # type: ignore[union-attr]
+    saved = talk.model.save_point()
+    talk.answers(permission.request_id)
+    talk.prompt("p1")
+    saved.restore()
+    assert talk.model.launch is launch, "others hold on to the same record"
+    assert (talk.model.row.last_seq, launch.last_n) == before  # type: ignore[union-attr]
+    assert list(talk.model.permissions) == [permission.request_id]
+    assert permission.state == "open"
+    assert not talk.model.prompts
+    assert talk.model.threads["main"].n == 1
+
+
+def test_statuses_keep_the_latest_of_each_name_and_are_bounded() -> None:
+    talk = Talk()
+    talk.begin()
+    step = talk.says({"type": "system", "subtype": "status", "status": "compacting"})
+    assert isinstance(step.events[0], Status)
+    for i in range(MAX_STATUSES + 5):
+        talk.says({"type": "system", "subtype": f"s{i}", "i": i})
+    assert len(talk.model.statuses) == MAX_STATUSES
+    talk.says({"type": "system", "subtype": "s69", "i": "new"})
+    assert json.loads(talk.model.statuses["s69"])["i"] == "new"
+
+
+def test_init_tells_what_the_agent_really_runs_with() -> None:
+    talk = Talk(SessionModel(session_row(cwd=None)))
+    talk.begin()
+    init = {
+        "type": "system", "subtype": "init", "model": "m-2", "permissionMode": "plan",
+        "cwd": "/w", "session_id": uid("conversation"),
+    }  # fmt: skip
+    step = talk.says(init)
+    assert (talk.model.row.model, talk.model.row.permission_mode) == ("m-2", "plan")
+    assert talk.model.row.cwd == "/w"
+    assert step.must_commit
+    talk.says({**init, "session_id": uid("fork")})
+    assert talk.model.row.agent_session == uid("fork")
+    assert json.loads(talk.stored[-1].body)["code"] == "agent_session_changed"
+
+
+def test_unreadable_lines_are_noticed_and_then_only_counted() -> None:
+    talk = Talk()
+    talk.begin()
+    for _ in range(MAX_NOTICED_FAULTS + 30):
+        talk.says('{"type":"assistant",NaN}')
+    assert talk.kinds == ["notice"] * MAX_NOTICED_FAULTS
+    talk.says("debug output", "")
+    assert len(talk.stored) == MAX_NOTICED_FAULTS
+
+
+def test_cost_is_the_latest_value() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.says(result("r1", total_cost_usd=0.5))
+    talk.says(result("r2", total_cost_usd=0.75))
+    assert talk.model.row.cost_usd == 0.75
+
+
+def test_a_restarted_owner_knows_what_is_live() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.says(
+        assistant("a", content=[tool_use("T1", "Agent")]),
+        assistant("b", parent="T1", content=[tool_use("t2")]),
+        {"type": "system", "subtype": "session_state_changed", "state": "running"},
+        {"type": "rate_limit_event", "rate_limit_info": {"status": "allowed"}},
+        assistant("c"),
+    )
+    again = Talk(
+        SessionModel(
+            talk.model.row,
+            threads=list(talk.model.threads.values()),
+            launch=talk.model.launch,
+        )
+    )
+    assert again.model.state == "working"
+    assert list(again.model.statuses) == ["session_state_changed", "rate_limit_event"]
+    again.says(asks("r", "t2"))
+    (permission,) = again.model.permissions.values()
+    assert permission.thread == "T1"
+
+
+def test_a_spool_cut_by_a_power_loss_is_told_and_read_from_its_new_end() -> None:
+    talk = Talk()
+    talk.begin()
+    step = Step()
+    talk.model.spool_cut(step, offset=900, size=100, at=5)
+    talk._sealed(step)
+    assert talk.model.launch is not None
+    assert (talk.model.launch.offset, talk.model.launch.replay_from) == (100, 100)
+    assert json.loads(talk.stored[-1].body)["code"] == "spool_cut"
