@@ -131,8 +131,10 @@ class Frame(Struct, frozen=True, gc=False):
     request: ControlRequest | None = None
     response: ControlResponse | None = None
     end: EndRecord | None = None
-    #: session_state_changed: idle | running | requires_action
+    #: session_state_changed: idle | running | requires_action; command_lifecycle: queued |
+    #: started | completed | cancelled, of the prompt `command_uuid`
     state: str | None = None
+    command_uuid: str | None = None
     #: system/init, and status frames that name it
     model: str | None = None
     permission_mode: str | None = None

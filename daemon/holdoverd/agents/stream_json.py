@@ -172,6 +172,7 @@ class _Envelope(Struct, gc=False):
     status: Raw = Raw(b"")
     patch: _Patch | None = None
     tasks: list[_Task] | None = None
+    command_uuid: str | None = None
     nonce: str | None = None
     signal: int | None = None
     oom: bool | None = None
@@ -542,6 +543,7 @@ def _status_frame(found: _Envelope, raw: str, parent: str | None, thread: str) -
         model=_clean(found.model),
         permission_mode=_clean(found.permissionMode),
         version=_clean(found.claude_code_version),
+        command_uuid=_clean(found.command_uuid),
         task_id=task_id,
         tool_use_id=tool_use_id,
         task_status=_clean(status) if isinstance(status, str) else None,
