@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 
 # The schema this release reads and writes: the revision of its last migration.
-VERSION = 1
+VERSION = 2
 
 # Named constraints, or a later migration could not drop one by the same name on both databases.
 metadata = MetaData(
@@ -63,6 +63,16 @@ tokens = Table(
     Column("digest", Text, nullable=False, unique=True),  # sha256 in hex; the token is not kept
     Column("created_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger),
+)
+
+# Codes that log one more browser in, once, within minutes; see http/login.py.
+login_codes = Table(
+    "login_codes",
+    metadata,
+    Column("digest", Text, primary_key=True),  # sha256 in hex; the code is not kept
+    Column("owner", Text, ForeignKey("owners.name"), nullable=False),
+    Column("scopes", Text, nullable=False),  # as in `tokens`
+    Column("expires_at", BigInteger, nullable=False, index=True),
 )
 
 sessions = Table(
