@@ -1,0 +1,90 @@
+"""Which prompts did an earlier process of this session take? Its transcript tells.
+
+After an agent died, a prompt without an echo may or may not have been taken. The keeper looks,
+because the transcript is the account's file, and it looks before the new agent starts, because
+that one writes to the same file.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Iterable, Iterator
+
+from holdoverd.errors import LaunchError
+from holdoverd.keeper.account import expand_home
+
+MAX_FILES = 64
+MAX_LINE_BYTES = 64 * 1024 * 1024
+"""The longest line that is looked into as one record."""
+MAX_TOTAL_BYTES = 8 * 1024**3
+
+_PROMPT_TYPES = ("user", "queue-operation")
+
+
+def find_uuids(globs: Iterable[str], uuids: Iterable[str], home: str) -> list[str]:
+    """Those of `uuids` that a transcript holds, in the given order.
+
+    A uuid counts as the ``uuid`` of any record, or anywhere in a record of type ``user`` or
+    ``queue-operation`` (a prompt that was queued). A line that is not whole does not count: the
+    agent will not read it either. Raises `LaunchError` when it cannot be told: guessing would
+    lose a prompt or send it twice.
+    """
+    wanted = list(dict.fromkeys(uuids))
+    if not wanted:
+        return []
+    missing = {uuid.encode(): uuid for uuid in wanted}
+    for line in _lines(_files(globs, home)):
+        hits = [needle for needle in missing if needle in line]
+        if hits:
+            for needle in _held(line, hits):
+                del missing[needle]
+            if not missing:
+                break
+    left = set(missing.values())
+    return [uuid for uuid in wanted if uuid not in left]
+
+
+def _files(globs: Iterable[str], home: str) -> list[str]:
+    files = [path for pattern in globs for path in glob.iglob(expand_home(pattern, home))]
+    if len(files) > MAX_FILES:
+        raise LaunchError(
+            f"{len(files)} transcripts match; the most that are searched is {MAX_FILES}",
+            code="bad_request",
+        )
+    return files
+
+
+def _lines(paths: Iterable[str]) -> Iterator[bytes]:
+    left = MAX_TOTAL_BYTES
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                left -= os.fstat(file.fileno()).st_size
+                if left < 0:
+                    raise LaunchError(
+                        f"the transcripts up to {path} are larger than {MAX_TOTAL_BYTES} bytes, "
+                        "too large to search; move old ones away",
+                        code="agent_failed",
+                    )
+                while line := file.readline(MAX_LINE_BYTES):
+                    yield line
+        except OSError as error:
+            raise LaunchError(
+                f"the transcript {path} cannot be read ({error.strerror}), so it cannot be told "
+                "which prompts were taken; make it readable for the agent's account",
+                code="agent_failed",
+            ) from error
+
+
+def _held(line: bytes, needles: list[bytes]) -> list[bytes]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return []
+    if not isinstance(record, dict):
+        return []
+    if record.get("type") in _PROMPT_TYPES:
+        return needles
+    return [needle for needle in needles if record.get("uuid") == needle.decode()]
