@@ -247,7 +247,7 @@ def states(cx: Connection, host: str, generation: int) -> dict[str, int]:
         .where(table.c.state != schema.PURGED)
         .group_by(table.c.state)
     )
-    return dict(found.tuples().all())
+    return {str(state): int(count) for state, count in found}
 
 
 def _threads(cx: Connection, ids: Sequence[str]) -> dict[str, list[ThreadRow]]:
