@@ -1,0 +1,117 @@
+"""The daemon's process: started, watched, started again."""
+
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+
+from holdoverd.supervisor import words
+from holdoverd.supervisor.health import MAX_DATAGRAM_BYTES, WATCHDOG_S, Health, parse_notify
+from holdoverd.supervisor.plan import Plan
+from holdoverd.supervisor.restart import Restart
+from holdoverd.supervisor.sockets import Sockets
+
+STOP_S = 5.0
+_UCRED = struct.Struct("3i")  # pid, uid, gid; unix(7)
+_SHIM = Path(__file__).with_name("shim.py")
+
+
+class Daemon:
+    """Keeps one daemon running; `say` gets a sentence whenever something happened to it."""
+
+    def __init__(self, plan: Plan, sockets: Sockets, say: Callable[[str], None]) -> None:
+        self._plan = plan
+        self._sockets = sockets
+        self._say = say
+        self._process: trio.Process | None = None
+        self._health: Health | None = None
+        self.ready = trio.Event()
+        self.gave_up = False
+
+    @property
+    def pid(self) -> int:
+        """The living process; 0 between two of them."""
+        return self._process.pid if self._process is not None else 0
+
+    async def run(self) -> None:
+        """Start the daemon again and again; returns only when it never worked (`gave_up`)."""
+        restart = Restart()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._listen)
+            while True:
+                started = trio.current_time()
+                health = self._health = Health(started)
+                process = self._process = await self._spawn()
+                (self._plan.runtime / "daemon.pid").write_text(f"{process.pid}\n")
+                reason = await self._until_dead(process, health)
+                self._process = None
+                delay_s = restart.died(trio.current_time() - started, health.ready)
+                self._say(words.died(process.returncode or 0, reason, delay_s))
+                if delay_s is None:
+                    self.gave_up = True
+                    nursery.cancel_scope.cancel()
+                    return
+                await trio.sleep(delay_s)
+
+    async def _spawn(self) -> trio.Process:
+        fds = [self._sockets.public.fileno(), self._sockets.admin.fileno()]
+        environment = {
+            **self._plan.environment,
+            "LISTEN_FDS": str(len(fds)),
+            "LISTEN_FDNAMES": "public:admin",
+            "NOTIFY_SOCKET": str(self._plan.notify_socket),
+            "WATCHDOG_USEC": str(round(WATCHDOG_S * 1_000_000)),
+        }
+        if self._plan.settings.sources["server.public_url"] == "default":
+            environment["HOLDOVER_SERVER_PUBLIC_URL"] = self._sockets.address()
+        shim = [sys.executable, "-I", "-S", str(_SHIM), str(os.getpid())]
+        return await trio.lowlevel.open_process(
+            [*shim, ",".join(map(str, fds)), *self._plan.daemon_command],
+            stdin=subprocess.DEVNULL,
+            pass_fds=fds,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for us; the daemon is stopped in order
+        )
+
+    async def _until_dead(self, process: trio.Process, health: Health) -> str | None:
+        """Wait for the process to end; the reason when it had to be killed for silence."""
+        reason: str | None = None
+        while process.returncode is None:
+            with trio.move_on_at(max(health.check_at(), trio.current_time() + 0.05)):
+                await process.wait()
+                break
+            if reason is None and (reason := health.overdue(trio.current_time())):
+                process.kill()
+        return reason
+
+    async def _listen(self) -> None:
+        """Read reports; only those of the daemon's own process count (NotifyAccess=main)."""
+        notify = trio.socket.from_stdlib_socket(self._sockets.notify)
+        while True:
+            data, extra, flags, _ = await notify.recvmsg(
+                MAX_DATAGRAM_BYTES, socket.CMSG_SPACE(_UCRED.size)
+            )
+            sender = next((d for _, t, d in extra if t == socket.SCM_CREDENTIALS), b"")
+            known = len(sender) == _UCRED.size and _UCRED.unpack(sender)[0] == self.pid
+            if not known or flags & socket.MSG_TRUNC or self._health is None:
+                continue
+            if self._health.heard(parse_notify(data), trio.current_time()):
+                self.ready.set()
+
+    async def stop(self) -> None:
+        """TERM, and KILL after `STOP_S`; a daemon lets go of its agents, it does not stop them."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        process.send_signal(signal.SIGTERM)
+        with trio.move_on_after(STOP_S):
+            await process.wait()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

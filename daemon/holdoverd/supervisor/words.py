@@ -1,0 +1,60 @@
+"""What `holdover up` says. No I/O."""
+
+from holdoverd import __version__
+from holdoverd.supervisor.plan import Plan
+
+
+def welcome(plan: Plan, *, address: str, token: str | None, daemon_pid: int) -> str:
+    """The text printed once the daemon serves."""
+    login = (
+        f"token {token}\n             (for browsers and other machines; kept in {plan.token_file})"
+        if token
+        else "none could be made; the commands below work without one"
+    )
+    return f"""\
+Holdover {__version__} runs here in the foreground; Ctrl-C stops it.
+
+    address  {address}
+    login    {login}
+    agent    {_agent(plan)}
+    data     {plan.state}
+    daemon   process {daemon_pid}; kill -9 it while an agent talks, and see nothing get lost
+
+In another terminal, type next:
+
+    {plan.command_prefix} session new --attach "hello"
+
+Not protected here: agents run as you ({plan.account}), without memory limits and with all that you
+may read and write; nobody starts this program again should it be killed. On a server, use
+`make install`.
+"""
+
+
+def _agent(plan: Plan) -> str:
+    command = plan.settings.agents[plan.agent].command
+    if plan.agent_is_demo:
+        return (
+            "demo: a built-in stand-in that repeats what you say. This is no real agent;\n"
+            "             put an executable `claude` on the PATH and start again for Claude Code"
+        )
+    return f"{plan.agent} ({command[0]})"
+
+
+def stopping(agents: int) -> str:
+    """Said at Ctrl-C."""
+    if not agents:
+        return "Stopping."
+    which = "the agent that runs" if agents == 1 else f"the {agents} agents that run"
+    return (
+        f"Stopping, and with the daemon {which}, since nobody is left to keep them. Their sessions "
+        "are kept and go on with the next prompt after the next `holdover up`."
+    )
+
+
+def died(status: int, reason: str | None, delay_s: float | None) -> str:
+    """Said when the daemon's process is gone; `status` as in `Popen.returncode`."""
+    how = f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
+    why = f" (it {reason})" if reason else ""
+    if delay_s is None:
+        return f"The daemon {how}{why} before it was ready, three times over; see above for why."
+    return f"The daemon {how}{why}; starting it again in {delay_s:.1f} s. Agents go on."
