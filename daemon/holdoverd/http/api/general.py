@@ -1,0 +1,153 @@
+"""What is open to everyone: health, the front page, and logging in."""
+
+import base64
+import hashlib
+
+import trio
+
+from holdoverd.catalogue import tokens
+from holdoverd.errors import BadRequest, RateLimited, Unauthorized, Unavailable
+from holdoverd.http import login
+from holdoverd.http.context import Context
+from holdoverd.http.shapes import Fields
+from holdoverd.http.wire import (
+    COOKIE,
+    Request,
+    Response,
+    client_address,
+    is_trusted,
+    json_response,
+    no_content,
+)
+from holdoverd.ids import now_ms
+
+
+async def healthz(context: Context, _request: Request) -> Response:
+    if context.unhealthy is not None:
+        raise Unavailable(f"This instance cannot serve: {context.unhealthy}")
+    return json_response(
+        {"status": "ok", "generation": context.generation, "release": context.release}
+    )
+
+
+_STYLE = (
+    ":root{color-scheme:light dark}"
+    "body{font:1.1rem/1.6 system-ui,sans-serif;max-width:38rem;margin:4rem auto;padding:0 1rem}"
+    "code{font-size:1rem}"
+)
+
+_FRONT_PAGE = f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Holdover</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<main>
+<h1>Holdover</h1>
+<p>Holdover keeps agent sessions running while everything around them is replaced. This server
+is up.</p>
+<h2>Talk to an agent</h2>
+<p>Make a token on the server with <code>holdover token new</code>. Then, on your own machine, run
+<code>holdover login</code> with this page’s address, and <code>holdover session new</code>.</p>
+<p>Programs use the interface under <code>/v1/</code>; <a href="/healthz">/healthz</a> tells
+whether the server can serve.</p>
+</main>
+</body>
+</html>
+""".encode()
+
+_STYLE_DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+
+PAGE_HEADERS = (
+    ("Content-Type", "text/html; charset=utf-8"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cache-Control", "no-cache"),
+    (
+        "Content-Security-Policy",
+        f"default-src 'none'; style-src 'sha256-{_STYLE_DIGEST}'; base-uri 'none';"
+        " form-action 'none'; frame-ancestors 'none'",
+    ),
+)
+
+
+async def front_page(_context: Context, _request: Request) -> Response:
+    return Response(200, _FRONT_PAGE, PAGE_HEADERS)
+
+
+async def log_in(context: Context, request: Request) -> Response:
+    """A token or a code for a cookie. Slowed down by address, since it is open to everyone."""
+    fields = Fields(request.json())
+    token = fields.text("token", max_chars=512)
+    code = fields.text("code", max_chars=100)
+    if (token is None) == (code is None):
+        raise BadRequest("Logging in takes either `token` or `code`.")
+    address = client_address(
+        request.head.peer, request.head.tokens(b"x-forwarded-for"), context.trusted_proxies
+    )
+    now = trio.current_time()
+    wait_s = context.login_failures.retry_after_s(address, now)
+    if wait_s is not None:
+        raise RateLimited(
+            f"Too many failed logins from {address}; try again in {wait_s} s.",
+            headers={"Retry-After": str(wait_s)},
+        )
+    context.login_failures.attempt(address, now)
+    if token is None:
+        assert code is not None
+        token = await _redeem(context, code)
+    elif await context.authenticate(token) is None:
+        raise Unauthorized("The token is not valid: mistyped, revoked or expired. Ask for another.")
+    context.login_failures.succeeded(address, now)
+    return no_content([("Set-Cookie", _cookie(context, request, token, login.LOGIN_LIFETIME_MS))])
+
+
+async def _redeem(context: Context, code: str) -> str:
+    token = tokens.new_token()
+    now = now_ms()
+    if not await context.catalogue.write(lambda cx: login.redeem_code(cx, code, token, now)):
+        raise Unauthorized(
+            "The code is not valid: used already, or older than five minutes. Make another."
+        )
+    return token
+
+
+async def log_out(context: Context, request: Request) -> Response:
+    """Forget the cookie, and the token if it was made for this browser by a code.
+
+    A token that was typed in stays valid elsewhere; `DELETE /v1/tokens/{id}` ends it.
+    """
+    token_id = request.caller.token_id
+    if token_id is not None and await context.catalogue.write(
+        lambda cx: login.end_login(cx, token_id)
+    ):
+        context.streams.token_gone(token_id)
+    return no_content([("Set-Cookie", _cookie(context, request, "", 0))])
+
+
+def _cookie(context: Context, request: Request, value: str, lifetime_ms: int) -> str:
+    """`Secure` behind TLS, which is known by public_url or by what a trusted proxy reports."""
+    cookie = f"{COOKIE}={value}; Path=/; Max-Age={lifetime_ms // 1000}; HttpOnly; SameSite=Lax"
+    proxied = is_trusted(request.head.peer, context.trusted_proxies)
+    if context.public_url.startswith("https://") or (
+        proxied and request.head.tokens(b"x-forwarded-proto")[-1:] == ["https"]
+    ):
+        cookie += "; Secure"
+    return cookie
+
+
+async def new_login_code(context: Context, request: Request) -> Response:
+    """A code that logs another browser in as this caller, for a QR code."""
+    request.json_or_empty()
+    code = login.new_code()
+    now = now_ms()
+    expires_at = await context.catalogue.write(
+        lambda cx: login.store_code(cx, code, request.caller, now)
+    )
+    base = context.public_url or f"http://{request.head.authority or 'localhost'}"
+    return json_response(
+        {"code": code, "url": f"{base}/#login={code}", "expires_at": expires_at}, 201
+    )

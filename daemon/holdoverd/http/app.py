@@ -1,0 +1,158 @@
+"""The table of routes, and the order in which a request is judged.
+
+Host, Origin, token (401), scope (403), and only then whether the thing exists (404): what somebody
+may not ask about is not told to be there.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+
+from holdoverd.callers import Caller
+from holdoverd.errors import MethodNotAllowed, NotFound, Unauthorized
+from holdoverd.http import stream
+from holdoverd.http.api import general, sessions, tokens
+from holdoverd.http.context import Context
+from holdoverd.http.wire import (
+    ADMIN,
+    ANY,
+    OPEN,
+    READ,
+    SESSIONS,
+    Credential,
+    Head,
+    Request,
+    Response,
+    Upgrade,
+    check_place,
+    check_scope,
+    credential,
+)
+
+Handler = Callable[[Context, Request], Awaitable[Response | Upgrade]]
+
+
+@dataclass(frozen=True)
+class Route:
+    """One row. `scope`: who may; see `wire`. HEAD is answered wherever GET is."""
+
+    method: str
+    pattern: str
+    scope: str | None
+    handler: Handler
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        return tuple(self.pattern[1:].split("/")) if self.pattern != "/" else ()
+
+
+# fmt: off
+ROUTES: tuple[Route, ...] = (
+    Route("GET",    "/",                                   OPEN,     general.front_page),
+    Route("GET",    "/healthz",                            OPEN,     general.healthz),
+    Route("POST",   "/login",                              OPEN,     general.log_in),
+    Route("DELETE", "/login",                              ANY,      general.log_out),
+    Route("POST",   "/v1/login-codes",                     ANY,      general.new_login_code),
+    Route("GET",    "/v1/tokens",                          ADMIN,    tokens.list_all),
+    Route("POST",   "/v1/tokens",                          ADMIN,    tokens.create),
+    Route("DELETE", "/v1/tokens/{id}",                     ADMIN,    tokens.revoke),
+    Route("GET",    "/v1/sessions",                        READ,     sessions.list_all),
+    Route("POST",   "/v1/sessions",                        SESSIONS, sessions.create),
+    Route("GET",    "/v1/sessions/{id}",                   READ,     sessions.show),
+    Route("PATCH",  "/v1/sessions/{id}",                   SESSIONS, sessions.patch),
+    Route("DELETE", "/v1/sessions/{id}",                   SESSIONS, sessions.end),
+    Route("POST",   "/v1/sessions/{id}/prompts",           SESSIONS, sessions.prompt),
+    Route("DELETE", "/v1/sessions/{id}/prompts/{prompt}",  SESSIONS, sessions.cancel_prompt),
+    Route("POST",   "/v1/sessions/{id}/answers",           SESSIONS, sessions.answer),
+    Route("POST",   "/v1/sessions/{id}/interrupt",         SESSIONS, sessions.interrupt),
+    Route("POST",   "/v1/sessions/{id}/resume",            SESSIONS, sessions.resume),
+    Route("GET",    "/v1/sessions/{id}/messages",          READ,     sessions.messages),
+    Route("GET",    "/v1/sessions/{id}/messages/{seq}/body", READ,   sessions.body),
+    Route("GET",    "/v1/sessions/{id}/stream",            READ,     stream.open_stream),
+)
+# fmt: on
+
+
+def match(pattern: tuple[str, ...], segments: tuple[str, ...]) -> dict[str, str] | None:
+    """The ``{names}`` of `pattern` in `segments`, None when they do not fit. None is empty."""
+    if len(pattern) != len(segments):
+        return None
+    params: dict[str, str] = {}
+    for expected, found in zip(pattern, segments, strict=True):
+        if expected.startswith("{"):
+            if not found or len(found) > 200:
+                return None
+            params[expected[1:-1]] = found
+        elif expected != found:
+            return None
+    return params
+
+
+def find(segments: tuple[str, ...]) -> list[tuple[Route, dict[str, str]]]:
+    """Every route of a path, whatever its method."""
+    found = ((route, match(route.segments, segments)) for route in ROUTES)
+    return [(route, params) for route, params in found if params is not None]
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A request that may be asked; its body is still to come."""
+
+    route: Route
+    request: Request
+
+
+_NOBODY = Caller("", "", frozenset(), None, admin=False)
+
+
+class App:
+    """Judges requests by their head, then has them answered."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    async def admit(self, head: Head) -> Admitted:
+        """Raises the RequestError that a request is refused with, before its body is read."""
+        public = head.door == "public"
+        presented = credential(head) if public else None
+        if public:
+            check_place(head, self.context.names, presented)
+        routes = find(head.segments)
+        method = "GET" if head.method == "HEAD" else head.method
+        fitting = next(((r, p) for r, p in routes if r.method == method), None)
+        if fitting is not None and fitting[0].scope is OPEN:
+            return Admitted(fitting[0], Request(head, fitting[1], _NOBODY))
+        if not public:
+            caller = self.context.admin()
+        elif fitting is None and any(route.scope is OPEN for route, _ in routes):
+            caller = _NOBODY  # that the path is there is no secret
+        else:
+            caller = await self._caller(presented)
+        if fitting is not None:
+            route, params = fitting
+            assert route.scope is not None, "open routes were admitted above"
+            check_scope(caller, route.scope)
+            token = presented.token if presented is not None else None
+            return Admitted(route, Request(head, params, caller, token))
+        if not routes:
+            raise NotFound("There is nothing at this address; check the path for a mistake.")
+        methods = {route.method for route, _ in routes}
+        allowed = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
+        raise MethodNotAllowed(
+            f"{head.method[:20]} cannot be done here; allowed: {allowed}.",
+            headers={"Allow": allowed},
+        )
+
+    async def _caller(self, presented: Credential | None) -> Caller:
+        if presented is None:
+            raise Unauthorized(
+                "This needs a token: send `Authorization: Bearer …`, or log in with a browser."
+            )
+        caller = await self.context.authenticate(presented.token)
+        if caller is None:
+            raise Unauthorized("The token is not valid: mistyped, revoked or expired.")
+        return caller
+
+    async def answer(self, admitted: Admitted, body: bytes) -> Response | Upgrade:
+        """Have the handler answer; raises RequestError."""
+        request = replace(admitted.request, body=body)
+        return await admitted.route.handler(self.context, request)

@@ -1,0 +1,139 @@
+"""What handlers need: the catalogue, the sessions, and the settings that the doors go by."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from holdoverd.callers import Caller
+from holdoverd.catalogue import tokens
+from holdoverd.catalogue.store import Catalogue
+from holdoverd.errors import Forbidden, Unprocessable
+from holdoverd.http.live import LiveStreams
+from holdoverd.http.login import LoginFailures
+from holdoverd.http.shapes import Json
+from holdoverd.http.wire import Names
+from holdoverd.ids import now_ms
+
+DEFAULT_OWNER = "default"
+
+
+class Page(Protocol):
+    """A page of messages as JSON text, ready to send. `etag` is quoted, as HTTP wants it."""
+
+    @property
+    def json_text(self) -> str: ...
+    @property
+    def sealed(self) -> bool: ...
+    @property
+    def etag(self) -> str: ...
+
+
+class Viewer(Protocol):
+    """One WebSocket's view of a session: frames to send, in order."""
+
+    async def next_frame(self) -> str:
+        """The next text frame; raises `holdoverd.sessions.viewer.ViewerClosed` after the last."""
+
+    def subscribe(self, thread: str, after_n: int | None) -> None:
+        """Frames of `thread` come from now on. Not async: ``ok`` has to leave before them."""
+
+    def close(self) -> None:
+        """The connection is gone; no frame is wanted any more. Idempotent."""
+
+
+class SessionService(Protocol):
+    """What sessions offer to the doors. Each raises RequestErrors; texts are JSON, ready to send.
+
+    Shapes were checked before; existence, ownership and share are the service's to decide.
+    """
+
+    async def create(self, caller: Caller, spec: Json) -> str: ...
+    async def list_sessions(
+        self,
+        caller: Caller,
+        *,
+        state: str | None,
+        q: str | None,
+        agent: str | None,
+        limit: int,
+        cursor: str | None,
+    ) -> str: ...
+    async def get(self, caller: Caller, session: str) -> str: ...
+    async def patch(self, caller: Caller, session: str, changes: Json) -> str: ...
+    async def end(self, caller: Caller, session: str, *, purge: bool) -> None: ...
+    async def prompt(self, caller: Caller, session: str, prompt: Json) -> tuple[int, Json]: ...
+    async def cancel_prompt(self, caller: Caller, session: str, prompt_id: str) -> None: ...
+    async def answer(self, caller: Caller, session: str, answer: Json) -> Json: ...
+    async def interrupt(self, caller: Caller, session: str, *, cancel_queued: bool) -> Json: ...
+    async def resume(self, caller: Caller, session: str) -> Json: ...
+    async def page(
+        self, caller: Caller, session: str, thread: str, page: int, epoch: str | None
+    ) -> Page: ...
+    async def log(self, caller: Caller, session: str, after: int, limit: int) -> str: ...
+    async def body(self, caller: Caller, session: str, seq: int) -> str: ...
+    async def open_viewer(
+        self,
+        caller: Caller,
+        session: str,
+        *,
+        after: int | None,
+        epoch: str | None,
+        threads: Literal["all", "main"],
+    ) -> Viewer: ...
+
+
+@dataclass
+class Context:
+    """Made once by `main`, passed to every handler.
+
+    `public_url` is without a trailing slash; "" makes links from the Host asked for.
+    `unhealthy`: why this instance cannot serve, for ``/healthz``; None while it can.
+    """
+
+    catalogue: Catalogue
+    sessions: SessionService
+    generation: int
+    release: str
+    default_account: str
+    public_url: str = ""
+    hosts: Sequence[str] = ()
+    trusted_proxies: Sequence[str] = ()
+    unhealthy: str | None = None
+    streams: LiveStreams = field(default_factory=LiveStreams)
+    login_failures: LoginFailures = field(default_factory=LoginFailures)
+    names: Names = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.public_url = self.public_url.rstrip("/")
+        self.names = Names.of(self.public_url, self.hosts)
+
+    def admin(self) -> Caller:
+        """Whoever comes by the admin door."""
+        return Caller(DEFAULT_OWNER, self.default_account, frozenset({"admin"}), None, admin=True)
+
+    async def authenticate(self, token: str) -> Caller | None:
+        """Whose token this is; None when it is not, or no longer, valid."""
+        now = now_ms()
+        return await self.catalogue.read(lambda cx: tokens.authenticate(cx, token, now))
+
+    async def acting_for(self, caller: Caller, owner: str | None) -> Caller:
+        """`caller`, making something for `owner`. contract.md, Doors: admin names anyone.
+
+        An admin who names nobody makes it for the default owner, by whatever token it came.
+        """
+        if not caller.admin:
+            if owner not in (None, caller.owner):
+                raise Forbidden(
+                    f"The token belongs to {caller.owner!r} and cannot act for {owner!r}; that"
+                    " needs the scope `admin`."
+                )
+            return caller
+        wanted = owner or DEFAULT_OWNER
+        account = await self.catalogue.read(lambda cx: tokens.owner_account(cx, wanted))
+        if account is None:
+            if wanted != DEFAULT_OWNER:
+                raise Unprocessable(
+                    f"There is no owner {wanted!r}; `holdover token new --owner {wanted}` makes it."
+                )
+            account = self.default_account
+        return Caller(wanted, account, caller.scopes, caller.token_id, admin=True)

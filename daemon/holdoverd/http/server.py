@@ -1,0 +1,190 @@
+"""Accepting connections, for every listener of both doors, and knowing how many there are."""
+
+import errno
+import logging
+import os
+import socket
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, cast
+
+import trio
+
+from holdoverd.errors import Capacity
+from holdoverd.http.app import App
+from holdoverd.http.connection import HttpConnection, Limits
+from holdoverd.http.replay import HalfCloseable, linger
+from holdoverd.http.wire import Door, error_response
+
+log = logging.getLogger(__name__)
+
+DOORS: tuple[Door, ...] = ("public", "admin")
+
+# accept(2) says these while the machine, or this process, is out of something; it passes.
+_OVERLOAD = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+_OVERLOAD_PAUSE_S = 0.1
+# Refusals take a descriptor each as well; beyond these, a connection is closed without a word.
+_MAX_REFUSALS = 64
+
+Listener = trio.abc.Listener[Any]
+
+
+class Server:
+    """The connections of this instance."""
+
+    def __init__(
+        self, app: App, *, max_connections: int = 10_000, limits: Limits | None = None
+    ) -> None:
+        self._app = app
+        self._max_connections = max_connections
+        self._limits = limits or Limits()
+        self._connections: set[HttpConnection] = set()
+        self._refusals = 0
+        self._accepting = trio.Event()
+        self._accepting.set()
+        self._accept_scopes: set[trio.CancelScope] = set()
+
+    @property
+    def connections(self) -> int:
+        """Open connections, WebSockets included."""
+        return len(self._connections)
+
+    @property
+    def accepting(self) -> bool:
+        return self._accepting.is_set()
+
+    def stop_accepting(self) -> None:
+        """Poll the listeners no more; connections stay, and answers say ``Connection: close``.
+
+        The listeners stay open and are never shut down: other instances hold the same sockets,
+        and what queues in them is theirs to take.
+        """
+        if self.accepting:
+            self._accepting = trio.Event()
+            for scope in self._accept_scopes:
+                scope.cancel()
+
+    def resume_accepting(self) -> None:
+        """Take `stop_accepting` back; harmless when accepting already."""
+        self._accepting.set()
+
+    def close_idle(self) -> None:
+        """Close the keep-alive connections that have no request at the moment."""
+        for connection in self._connections:
+            connection.leave_if_idle()
+
+    async def serve(
+        self,
+        listeners: Mapping[str, Sequence[Listener]],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> NoReturn:
+        """Serve until cancelled; "started" means that it accepts.
+
+        `listeners` are by door, ``public`` and ``admin``. They stay the caller's, and open,
+        whatever happens here. Connections are cancelled with this task.
+
+        An error of accept(2) other than overload is raised: the listener is broken then.
+        """
+        unknown = set(listeners) - set(DOORS)
+        assert not unknown, f"there is no door called {sorted(unknown)}"
+        async with trio.open_nursery() as connections, trio.open_nursery() as acceptors:
+            for door in DOORS:
+                for listener in listeners.get(door, ()):
+                    acceptors.start_soon(self._accept_forever, door, listener, connections)
+            task_status.started()
+            await trio.sleep_forever()
+        raise AssertionError("unreachable: the acceptors end by cancellation alone")
+
+    async def _accept_forever(
+        self, door: Door, listener: Listener, nursery: trio.Nursery
+    ) -> NoReturn:
+        overloaded = False
+        while True:
+            await self._accepting.wait()
+            with trio.CancelScope() as scope:
+                self._accept_scopes.add(scope)
+                try:
+                    while True:
+                        try:
+                            stream = await listener.accept()
+                        except OSError as exc:
+                            if exc.errno not in _OVERLOAD:
+                                raise
+                            if not overloaded:
+                                log.error(
+                                    "cannot accept connections (%s), retrying until it passes;"
+                                    " raise LimitNOFILE= if it is descriptors",
+                                    os.strerror(exc.errno),
+                                )
+                            overloaded = True
+                            await trio.sleep(_OVERLOAD_PAUSE_S)
+                            continue
+                        if overloaded:
+                            overloaded = False
+                            log.warning("accepting connections again")
+                        nursery.start_soon(self._handle, door, stream)
+                finally:
+                    self._accept_scopes.discard(scope)
+
+    async def _handle(self, door: Door, stream: HalfCloseable) -> None:
+        try:
+            if len(self._connections) >= self._max_connections:
+                await self._refuse(stream)
+                return
+            connection = HttpConnection(
+                stream,
+                self._app,
+                door=door,
+                peer=peer_of(stream),
+                limits=self._limits,
+                closing=lambda: not self.accepting,
+            )
+            self._connections.add(connection)
+            try:
+                await connection.run()
+            finally:
+                self._connections.discard(connection)
+        except Exception:
+            # One connection's defect is not the others'.
+            log.exception("a connection failed, closing it")
+        finally:
+            await trio.aclose_forcefully(cast(trio.abc.AsyncResource, stream))
+
+    async def _refuse(self, stream: HalfCloseable) -> None:
+        """503 without reading the request: it would cost what there is too little of."""
+        if self._refusals >= _MAX_REFUSALS:
+            return
+        self._refusals += 1
+        try:
+            error = Capacity(
+                f"This instance serves {self._max_connections} connections already; try again"
+                " shortly, or raise [server] max_connections."
+            )
+            body = error_response(error).body
+            with trio.move_on_after(self._limits.linger_s):
+                await stream.send_all(
+                    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+                    b"Connection: close\r\nRetry-After: 1\r\nContent-Length: %d\r\n\r\n%s"
+                    % (len(body), body)
+                )
+                await linger(stream, self._limits.linger_s, self._limits.linger_bytes)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return
+        finally:
+            self._refusals -= 1
+
+
+def peer_of(stream: object) -> str:
+    """The peer's address: an IP address, ``uid:1000`` on a Unix socket, "" when it is gone."""
+    sock = getattr(stream, "socket", None)
+    if sock is None:
+        return "memory"  # trio's memory streams, in tests
+    try:
+        if sock.family == socket.AF_UNIX:
+            size = struct.calcsize("3i")
+            raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+            return f"uid:{struct.unpack('3i', raw)[1]}"
+        return str(sock.getpeername()[0])
+    except OSError:
+        return ""
