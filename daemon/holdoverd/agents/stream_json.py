@@ -7,7 +7,7 @@ protocol; a field of an unexpected type counts as absent, it never spoils its ne
 
 A raw line travels unchanged inside wire frames that browsers hand to ``JSON.parse``, so a line
 only counts as JSON if it is strictly so: valid UTF-8, no NaN, no bare control characters, no
-trailing text, not nested deeper than `MAX_DEPTH`.
+trailing text, not nested deeper than `MAX_DEPTH`, no number beyond `MAX_DIGITS`.
 """
 
 import re
@@ -187,34 +187,36 @@ _decode_items: Final = msgspec.json.Decoder(list[Raw]).decode
 _S = TypeVar("_S", bound=Struct)
 
 
-# Per struct: {field: (decoder of the field's own type, struct inside it or None)}
-_FieldPlan = dict[str, tuple[Callable[[Raw], Any], type[Struct] | None]]
+# The structs inside structs, by (struct, field): alone, or as the items of a list.
 _INSIDE: Final[dict[tuple[str, str], type[Struct]]] = {
     ("_Envelope", "message"): _Message,
     ("_Envelope", "event"): StreamEvent,
     ("_Envelope", "response"): _Response,
     ("_Envelope", "patch"): _Patch,
-    ("_Envelope", "tasks"): _Task,
-    ("_Message", "content"): _Block,
-    ("_Response", "pending_permission_requests"): _Pending,
     ("StreamEvent", "message"): EventMessage,
     ("StreamEvent", "delta"): StreamDelta,
 }
+_LISTED: Final[dict[tuple[str, str], type[Struct]]] = {
+    ("_Envelope", "tasks"): _Task,
+    ("_Message", "content"): _Block,
+    ("_Response", "pending_permission_requests"): _Pending,
+}
+# Per struct: {field: (decoder of the field's own type, struct inside it, struct of its items)}
+_FieldPlan = dict[str, tuple[Callable[[Raw], Any], type[Struct] | None, type[Struct] | None]]
 
 
 def _plan(struct: type[Struct]) -> _FieldPlan:
-    return {
-        field.name: (
-            msgspec.json.Decoder(field.type).decode,
-            _INSIDE.get((struct.__name__, field.name)),
-        )
-        for field in msgspec.structs.fields(struct)
-    }
+    plan: _FieldPlan = {}
+    for field in msgspec.structs.fields(struct):
+        place = (struct.__name__, field.name)
+        decode = msgspec.json.Decoder(field.type).decode
+        plan[field.name] = (decode, _INSIDE.get(place), _LISTED.get(place))
+    return plan
 
 
 _TOP: Final[tuple[type[Struct], ...]] = (_Envelope, _Request, _Receipt, _AgentInput)
 _PLANS: Final[dict[type[Struct], _FieldPlan]] = {
-    struct: _plan(struct) for struct in (*_TOP, *_INSIDE.values())
+    struct: _plan(struct) for struct in (*_TOP, *_INSIDE.values(), *_LISTED.values())
 }
 
 
@@ -228,14 +230,14 @@ def _lenient(struct: type[_S], text: bytes | Raw) -> _S:
     for name, raw in _decode_fields(text).items():
         if name not in plan:
             continue
-        decode, inside = plan[name]
+        decode, inside, listed = plan[name]
         opening = bytes(memoryview(raw)[:1])
         try:
             if inside is not None and opening == b"{":
                 values[name] = _lenient(inside, raw)
-            elif inside is not None and opening == b"[":
+            elif listed is not None and opening == b"[":
                 values[name] = [
-                    _lenient(inside, item)
+                    _lenient(listed, item)
                     for item in _decode_items(raw)
                     if bytes(memoryview(item)[:1]) == b"{"
                 ]
@@ -291,6 +293,20 @@ def _too_deep(line: bytes) -> bool:
         return False
     brackets = _STRINGS.sub(b"", line).translate(_STEPS, _NOT_BRACKETS)
     return max(accumulate(array("b", brackets))) > MAX_DEPTH
+
+
+# json.loads, which clients written in Python read us with, refuses integers of more digits.
+MAX_DIGITS: Final = 4000
+_TWO_DIGITS: Final = re.compile(rb"[0-9]{2}")
+_LONG_NUMBER: Final = re.compile(rb"[0-9]{%d}" % (MAX_DIGITS + 1))
+
+
+def _too_long_a_number(line: bytes) -> bool:
+    """Whether a number (not: digits in a string) has more than `MAX_DIGITS` digits in a row."""
+    # So many digits in a row cover two neighbours of these samples, which few texts do.
+    if not _TWO_DIGITS.search(line[:: MAX_DIGITS // 2]) or not _LONG_NUMBER.search(line):
+        return False
+    return _LONG_NUMBER.search(_STRINGS.sub(b"", line)) is not None
 
 
 def _clean(text: str | None) -> str | None:
@@ -359,7 +375,7 @@ def classify(line: bytes) -> Frame:
             found = _lenient(_Envelope, parsed)
         except (DecodeError, RecursionError):
             return Frame("invalid", raw)
-    if _too_deep(line):
+    if _too_deep(line) or _too_long_a_number(line):
         return Frame("invalid", raw)
     return _frame(found, raw, parsed, line)
 
