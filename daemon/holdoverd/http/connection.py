@@ -83,6 +83,7 @@ class HttpConnection:
         self._closing = closing
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_bytes)
         self._method = b""  # of the request being served
+        self._trusted = True
         self._idle: trio.CancelScope | None = None
 
     def leave_if_idle(self) -> None:
@@ -174,7 +175,9 @@ class HttpConnection:
 
     async def _answer(self, request: h11.Request) -> Response | Upgrade:
         """Judge, read the body, have it answered. A defect of ours becomes a 500 with an id."""
+        self._trusted = False  # that its body ends where we think, until the framing is sound
         length = self._check_framing(request)
+        self._trusted = True
         head = parse_head(
             request.method,
             request.target,
@@ -247,7 +250,7 @@ class HttpConnection:
         # A body that did not come whole ends the connection, and so does a broken request; an
         # upgrade that was refused does not.
         unread = self._h11.their_state in (h11.SEND_BODY, h11.ERROR, h11.IDLE)
-        if unread or self._closing():
+        if unread or not self._trusted or self._closing():
             headers.append(("Connection", "close"))
         head = self._h11.send(h11.Response(status_code=response.status, headers=headers)) or b""
         body = b"" if self._method == b"HEAD" else response.body
