@@ -130,7 +130,9 @@ def _alter(url: str, *statements: str) -> None:
 def test_a_newer_schema_is_refused_unless_it_says_it_is_usable(url: str) -> None:
     Catalogue.open(url).close()
     _alter(url, "UPDATE alembic_version SET version_num = '0099'", "DELETE FROM meta")
-    with pytest.raises(CatalogueError, match=f"schema 99 and this release knows {schema.VERSION}: .* backup"):
+    with pytest.raises(
+        CatalogueError, match=f"schema 99 and this release knows {schema.VERSION}: .* backup"
+    ):
         Catalogue.open(url)
     _alter(url, f"INSERT INTO meta VALUES ('oldest_usable_schema', '{schema.VERSION + 1}')")
     with pytest.raises(CatalogueError, match="Start that release"):

@@ -59,7 +59,7 @@ def create_session(cx: Connection, row: SessionRow, change: Change) -> None:
         raise Conflict(f"A session {row.id} exists already; use another id.")
     # The change moves it on from here, whether or not the caller's row has moved already.
     before = replace(row, last_seq=change.messages[0].seq - 1 if change.messages else row.last_seq)
-    _INSERT_SESSION.one(cx, [getattr(before, name) for name in SESSION_COLUMNS])
+    _INSERT_SESSION.change(cx, [getattr(before, name) for name in SESSION_COLUMNS])
     apply_change(cx, row.id, row.owner_epoch, change)
 
 
@@ -72,7 +72,7 @@ def apply_change(cx: Connection, session_id: str, owner_epoch: int, change: Chan
     """
     _fence(cx, session_id, owner_epoch, change)
     if change.threads:
-        _UPSERT_THREAD.many(
+        _UPSERT_THREAD.change_many(
             cx,
             [
                 (session_id, row.thread, row.parent_thread, row.title, row.n, row.state, session_id)
@@ -83,23 +83,23 @@ def apply_change(cx: Connection, session_id: str, owner_epoch: int, change: Chan
         insert_messages(cx, session_id, change.messages)
         _advance_threads(cx, session_id, change)
     if change.permissions:
-        _UPSERT_PERMISSION.many(
+        _UPSERT_PERMISSION.change_many(
             cx, _with_session(session_id, change.permissions, PERMISSION_COLUMNS)
         )
     if change.prompts:
-        _UPSERT_PROMPT.many(cx, _with_session(session_id, change.prompts, PROMPT_COLUMNS))
+        _UPSERT_PROMPT.change_many(cx, _with_session(session_id, change.prompts, PROMPT_COLUMNS))
     if change.launch is not None:
         if change.launch.session != session_id:
             raise Internal(
                 f"A change of session {session_id} carries launch {change.launch.id} of session "
                 f"{change.launch.session}; nothing of it was stored."
             )
-        _UPSERT_LAUNCH.one(cx, [getattr(change.launch, name) for name in LAUNCH_COLUMNS])
+        _UPSERT_LAUNCH.change(cx, [getattr(change.launch, name) for name in LAUNCH_COLUMNS])
     if change.outbox:
-        _INSERT_OUTBOX.many(cx, _with_session(session_id, change.outbox, OUTBOX_COLUMNS))
+        _INSERT_OUTBOX.change_many(cx, _with_session(session_id, change.outbox, OUTBOX_COLUMNS))
     if change.outbox_acked is not None:
         launch, n = change.outbox_acked
-        _DELETE_OUTBOX.one(cx, (session_id, launch, n))
+        _DELETE_OUTBOX.change(cx, (session_id, launch, n))
 
 
 def take_ownership(
@@ -109,9 +109,9 @@ def take_ownership(
 
     Raises NotOwner when the session is gone or somebody else's turn came first.
     """
-    moved = _TAKE.one(
+    moved = _TAKE.change(
         cx, (expected_epoch + 1, host, generation, release, session_id, expected_epoch)
-    ).rowcount
+    )
     if moved == 0:
         raise _not_owner(cx, session_id, expected_epoch)
     return expected_epoch + 1
@@ -271,10 +271,10 @@ def _fence(cx: Connection, session_id: str, owner_epoch: int, change: Change) ->
         raise _gap(session_id, "last_seq moves without any")
     if setting:
         statement = _fenced_update(tuple(setting), bool(before))
-        held = statement.one(cx, (*setting.values(), session_id, owner_epoch, *before)).rowcount
+        held = statement.change(cx, (*setting.values(), session_id, owner_epoch, *before))
         if held:
             return
-    elif _CHECK_EPOCH.one(cx, (session_id, owner_epoch)).fetchone() is not None:
+    elif _CHECK_EPOCH.finds(cx, (session_id, owner_epoch)):
         return
     row = session_row(cx, session_id)
     if row is not None and row.owner_epoch == owner_epoch:
@@ -287,7 +287,9 @@ def _advance_threads(cx: Connection, session_id: str, change: Change) -> None:
     reached = {row.thread: row.n for row in change.messages if row.thread not in given}
     if not reached:
         return
-    moved = _ADVANCE_THREAD.many(cx, [(n, session_id, thread) for thread, n in reached.items()])
+    moved = _ADVANCE_THREAD.change_many(
+        cx, [(n, session_id, thread) for thread, n in reached.items()]
+    )
     if moved != len(reached):
         raise Internal(
             f"Messages of session {session_id} belong to a thread that was never opened, one of "

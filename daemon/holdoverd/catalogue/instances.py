@@ -27,7 +27,7 @@ _UPSERT = upserting(instances, _NAMES)
 
 def upsert_instance(cx: Connection, row: InstanceRow) -> None:
     """Store an instance's row, new or changed."""
-    _UPSERT.one(cx, astuple(row))
+    _UPSERT.change(cx, astuple(row))
 
 
 def list_instances(cx: Connection, host: str | None = None) -> list[InstanceRow]:

@@ -48,7 +48,7 @@ def body_size(body: str) -> int:
 
 def insert_messages(cx: Connection, session: str, rows: Sequence[MessageRow]) -> None:
     """Store messages; for `sessions.apply_change`, which has checked the fence and their order."""
-    _INSERT.many(cx, [_row(session, row) for row in rows])
+    _INSERT.change_many(cx, [_row(session, row) for row in rows])
 
 
 def _row(session: str, row: MessageRow) -> tuple[object, ...]:

@@ -7,6 +7,7 @@ which Text, integers and floats do not have, and its wrapping of the driver's ex
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from typing import Any
 
 from sqlalchemy import (
@@ -37,19 +38,31 @@ class Statement:
         # {dialect name: (text, how a row becomes the driver's parameters, None: as it is)}
         self._compiled: dict[str, tuple[str, _Bind | None]] = {}
 
-    def one(self, cx: Connection, row: Row) -> DBAPICursor:
-        """Run it once; the driver's cursor tells `rowcount` or gives the rows."""
+    def change(self, cx: Connection, row: Row) -> int:
+        """Run it once; the number of rows it changed."""
         text, bind = self._for(cx)
-        cursor = cx.connection.cursor()
-        cursor.execute(text, row if bind is None else bind(row))
-        return cursor
+        with self._cursor(cx) as cursor:
+            cursor.execute(text, row if bind is None else bind(row))
+            return cursor.rowcount
 
-    def many(self, cx: Connection, rows: Sequence[Row]) -> int:
+    def change_many(self, cx: Connection, rows: Sequence[Row]) -> int:
         """Run it for every row, at least one; the number of rows it changed."""
         text, bind = self._for(cx)
-        cursor = cx.connection.cursor()
-        cursor.executemany(text, rows if bind is None else [bind(row) for row in rows])
-        return cursor.rowcount
+        with self._cursor(cx) as cursor:
+            cursor.executemany(text, rows if bind is None else [bind(row) for row in rows])
+            return cursor.rowcount
+
+    def finds(self, cx: Connection, row: Row) -> bool:
+        """Run a query; whether it found anything."""
+        text, bind = self._for(cx)
+        with self._cursor(cx) as cursor:
+            cursor.execute(text, row if bind is None else bind(row))
+            return cursor.fetchone() is not None
+
+    def _cursor(self, cx: Connection) -> AbstractContextManager[DBAPICursor]:
+        # Closed also when it raised: the traceback would keep it, and a cursor that lives keeps
+        # the files of a connection open that has been closed.
+        return closing(cx.connection.cursor())
 
     def _for(self, cx: Connection) -> tuple[str, _Bind | None]:
         name = cx.dialect.name

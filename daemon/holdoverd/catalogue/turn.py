@@ -72,9 +72,11 @@ class FileTurn:
 
     def _wait(self, turn: int, waiting: int, timeout_s: float) -> bool:
         deadline = time.monotonic() + timeout_s
-        fcntl.flock(waiting, fcntl.LOCK_SH)  # held exclusively by nobody for longer than a probe
+        said = False
         try:
             while not (got := _try_lock(turn)) and time.monotonic() < deadline:
+                # Never a blocking lock: somebody stopped in the middle of a probe would hold us.
+                said = said or _try_lock(waiting, fcntl.LOCK_SH)
                 time.sleep(_POLL_S)
             return got
         finally:
@@ -101,9 +103,9 @@ class FileTurn:
             ) from error
 
 
-def _try_lock(descriptor: int) -> bool:
+def _try_lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno == errno.EWOULDBLOCK:
             return False

@@ -145,7 +145,7 @@ class Writer:
                     write.result = outcome.Value(write.fn(cx))
                 except BaseException as error:
                     raise _Raised from error
-            self._check_open(cx)
+                self._check_open(cx)
 
     def _write_apart(self, cx: Connection, group: list[_Write]) -> None:
         with cx.begin():
@@ -161,12 +161,13 @@ class Writer:
                         raise
                     savepoint.rollback()
                 else:
+                    self._check_open(cx)
                     savepoint.commit()
-            self._check_open(cx)
 
     def _check_open(self, cx: Connection) -> None:
-        # The driver's commit does nothing when no transaction is open, so a function that swallows
-        # the error which ended it would have the whole group told that it is stored.
+        # A function may swallow the error that ended the transaction. Then the driver would store
+        # what the others write one statement at a time, and its commit, which does nothing without
+        # a transaction, would have everyone told that all is well.
         if not self._dialect.in_transaction(cx):
             raise CatalogueError(
                 "The database ended a transaction before its commit; nothing of it was stored. "
