@@ -41,6 +41,23 @@ class Question:
         self.answer: dict[str, Any] | None = None
 
 
+class Recent:
+    """The latest `limit` names that were added."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._names: dict[str, None] = {}  # {name: None}, oldest first
+
+    def add(self, name: str) -> bool:
+        """Whether `name` is new; it is remembered from now on."""
+        if name in self._names:
+            return False
+        self._names[name] = None
+        if len(self._names) > self._limit:
+            del self._names[next(iter(self._names))]
+        return True
+
+
 class Agent:
     """One session in one process. `run` hears; `Turn` acts through the methods below it."""
 
@@ -56,7 +73,7 @@ class Agent:
         # Guards everything below. The wire has a lock of its own, always taken second.
         self._cond = threading.Condition()
         self._queue: deque[Prompt] = deque()
-        self._known: dict[str, None] = {}  # {uuid: None}, oldest first
+        self._known = Recent(MAX_KNOWN)
         self._open: dict[str, Question] = {}
         self._acting = False
         self._interrupted = False
@@ -111,18 +128,15 @@ class Agent:
     def _hear_prompt(self, frame: dict[str, Any]) -> None:
         prompt = Prompt(str(frame.get("uuid") or self.wire.uuid()), _text(frame), frame)
         with self._cond:
-            known = prompt.uuid in self._known
-            if not known:
-                self._known[prompt.uuid] = None
-                if len(self._known) > MAX_KNOWN:
-                    del self._known[next(iter(self._known))]
+            new = self._known.add(prompt.uuid)
+            if new:
                 self._cond.wait_for(lambda: len(self._queue) < MAX_QUEUED)
                 if not self._queue and not self._acting:
                     self.state("running")
                 self.lifecycle(prompt.uuid, "queued")
                 self._queue.append(prompt)
                 self._cond.notify_all()
-        if known:
+        if not new:
             self.echo(prompt)
 
     def _hear_answer(self, frame: dict[str, Any], response: dict[str, Any]) -> None:
