@@ -111,7 +111,7 @@ class HttpConnection:
             answer = error_response(_translated(error))
         if isinstance(answer, Upgrade):
             rest, _ = self._h11.trailing_data
-            await answer.run(ReplayStream(self._stream, answer.head + rest))
+            await answer.run(ReplayStream(self._stream, answer.head, rest))
             return False
         await self._send(answer)
         if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:

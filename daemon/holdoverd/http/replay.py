@@ -21,15 +21,21 @@ class HalfCloseable(Protocol):
 
 
 class ReplayStream(trio.abc.HalfCloseableStream):
-    """`stream`, but the first bytes received are `first`.
+    """`stream`, but `head` is received first, and nothing behind it until something was sent.
+
+    wsproto (1.3) forgets on the server's side what it receives between a request and its answer,
+    so frames that a client sends at once behind its upgrade must be kept from it until then.
+    `rest` are the bytes behind the head that were read already.
 
     Also keeps what is needed to tell a silent peer from one that we do not listen to. trio's
     clock; closing this closes `stream`.
     """
 
-    def __init__(self, stream: HalfCloseable, first: bytes) -> None:
+    def __init__(self, stream: HalfCloseable, head: bytes, rest: bytes) -> None:
         self._stream = stream
-        self._first = memoryview(first)
+        self._head = memoryview(head)
+        self._rest = memoryview(rest)
+        self._answered = trio.Event()
         self._receiving_since: float | None = None
         self._sending_since: float | None = None
         self._proof_at = -math.inf
@@ -49,10 +55,15 @@ class ReplayStream(trio.abc.HalfCloseableStream):
         return min(silent, stuck)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        if self._first:
+        if self._head:
             await trio.lowlevel.checkpoint()
-            data = bytes(self._first[: max_bytes or len(self._first)])
-            self._first = self._first[len(data) :]
+            data = bytes(self._head[: max_bytes or len(self._head)])
+            self._head = self._head[len(data) :]
+            return data
+        await self._answered.wait()
+        if self._rest:
+            data = bytes(self._rest[: max_bytes or len(self._rest)])
+            self._rest = self._rest[len(data) :]
             return data
         self._receiving_since = trio.current_time()
         try:
@@ -61,6 +72,7 @@ class ReplayStream(trio.abc.HalfCloseableStream):
             self._receiving_since = None
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self._answered.set()  # the answer has been made, whenever it arrives
         view = memoryview(data)
         while True:
             started = self._sending_since = trio.current_time()
@@ -81,6 +93,7 @@ class ReplayStream(trio.abc.HalfCloseableStream):
         await self._stream.send_eof()
 
     async def aclose(self) -> None:
+        self._answered.set()
         await self._stream.aclose()
 
 
