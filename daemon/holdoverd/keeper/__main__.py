@@ -28,6 +28,8 @@ from holdoverd.keeper.log import open_log
 
 REQUEST_WITHIN_S = 10.0
 ANSWER_WITHIN_S = 10.0
+LINGER_S = 2.0
+"""How long a refused sender may go on sending before it must have read why."""
 
 _UCRED = struct.Struct("3i")
 _MOST_DESCRIPTORS = 16
@@ -43,9 +45,8 @@ class _Options(NamedTuple):
 def main(arguments: list[str] | None = None) -> int:
     """Runs one launch; see the module's docstring for the exit status."""
     options = _options(arguments)
-    log = open_log("holdover-keeper")
     if not _is_unix_stream(0):
-        log(
+        open_log("holdover-keeper")(
             "fd 0 is no Unix stream socket: the keeper is started by an agent unit's socket or "
             "by `holdover up`, not by hand"
         )
@@ -54,15 +55,29 @@ def main(arguments: list[str] | None = None) -> int:
     with contextlib.suppress(PermissionError):
         os.setsid()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    connection = socket.socket(fileno=os.dup(0))
-    null = os.open("/dev/null", os.O_RDWR)
-    os.dup2(null, 0)
-    os.close(null)
-    keeper = _launch(connection, options, log)
+    connection = _take_connection()
+    keeper = _launch(connection, options, open_log("holdover-keeper"))
     if keeper is not None:
         # Until here a TERM just ended us, and the kernel all that we had started.
         keeper.keep()
     return 0
+
+
+def _take_connection() -> socket.socket:
+    """The launch connection, taken away from the standard descriptors.
+
+    With ``StandardInput=socket`` alone, systemd makes stdout (and stderr) the connection as well:
+    then it would never close, and the daemon would read the agent's complaints.
+    """
+    connection = socket.socket(fileno=os.dup(0))
+    null = os.open("/dev/null", os.O_RDWR)
+    identity = os.fstat(0)
+    os.dup2(null, 0)
+    os.dup2(null, 1)  # nothing is ever printed here
+    if os.path.samestat(os.fstat(2), identity):
+        os.dup2(null, 2)
+    os.close(null)
+    return connection
 
 
 def _launch(
@@ -96,9 +111,9 @@ def _launch(
         )
     except LaunchError as error:
         log(f"launch refused: {error}")
-        _answer(connection, launch.answer_refused(error), log)
         for fd in fds:
             os.close(fd)
+        _answer(connection, launch.answer_refused(error), log, linger_s=LINGER_S)
         return None
     # Init and the agent hold the lock from here on. Our copy would outlive them by the end
     # record: that is wanted, so that whoever gets the lock finds the spool finished.
@@ -122,7 +137,7 @@ def _launch(
         isolation=started.isolation,
     )
     # A daemon that died meanwhile changes nothing: the next owner finds the listener.
-    _answer(connection, answer, log)
+    _answer(connection, answer, log, linger_s=0)
     return keeper
 
 
@@ -205,13 +220,29 @@ def _check_descriptors(fds: list[int]) -> tuple[int, int, int]:
     return listener, lock, spool_fd
 
 
-def _answer(connection: socket.socket, answer: bytes, log: Callable[[str], None]) -> None:
+def _answer(
+    connection: socket.socket, answer: bytes, log: Callable[[str], None], *, linger_s: float
+) -> None:
+    """Send the answer and hang up; before that, take what a refused sender still has to say.
+
+    Closing with bytes unread resets the connection: a daemon in the middle of a long request
+    would see a broken pipe instead of our reason. Descriptors among it are dropped by the kernel.
+    """
     try:
         with connection:
             connection.settimeout(ANSWER_WITHIN_S)
             connection.sendall(answer)
+            connection.shutdown(socket.SHUT_WR)
+            until = time.monotonic() + linger_s
+            left = launch.MAX_REQUEST_BYTES + launch.MAX_HEADER_BYTES
+            while left > 0 and (wait_s := until - time.monotonic()) > 0:
+                connection.settimeout(wait_s)
+                data = connection.recv(65536)
+                left -= len(data)
+                if not data:
+                    break
     except OSError as error:
-        log(f"the answer did not reach the daemon ({error}), ignoring")
+        log(f"the answer did not reach the daemon whole ({error}), ignoring")
 
 
 def _is_unix_stream(fd: int) -> bool:
