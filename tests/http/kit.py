@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import h11
 import trio
+import trio.testing
 from trio_websocket import WebSocketConnection, wrap_client_stream
 
 from holdoverd.callers import Caller
