@@ -242,7 +242,7 @@ def check_host() -> None:
 def one_at_a_time() -> Iterator[None]:
     """Two installs at once would pick the same generation."""
     OPT.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with (OPT / ".lock").open("w") as lock:
+    with (OPT / ".lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -423,15 +423,26 @@ def active_generations() -> list[int]:
 
 
 def start(generation: int) -> None:
-    """Start this generation beside the old one, then stop the old: the sockets never close."""
-    call("systemctl", "start", "holdover.socket", "holdover-admin.socket", what="opening the doors")
+    """Start this generation, beside the old one if there is one: the sockets never close.
+
+    Only a daemon that is READY becomes the current one; until then a reboot boots the old.
+    """
+    predecessors = [number for number in active_generations() if number != generation]
     agent_socket = f"holdover-agent-{DEFAULT_ACCOUNT}.socket"
-    call("systemctl", "start", agent_socket, what="opening the agents' socket")
     unit = f"holdoverd@{generation}.service"
-    call("systemctl", "start", unit, what=f"starting {unit} (see `journalctl -u {unit}`)")
-    for old in active_generations():
-        if old != generation:
-            call("systemctl", "stop", f"holdoverd@{old}.service", what=f"stopping generation {old}")
+    call("systemctl", "start", agent_socket, what="opening the agents' socket")
+    try:
+        # Brings both doors along, and returns when the daemon is READY.
+        call("systemctl", "start", unit, what=f"starting {unit} (see `journalctl -u {unit}`)")
+    except InstallError:
+        call("systemctl", "stop", unit, what=f"stopping {unit}")
+        if not predecessors:
+            # Nobody would ever answer behind them.
+            call("systemctl", "stop", "holdover*.socket", what="closing the doors")
+        raise
+    link(STATE / "current", str(generation))
+    for old in predecessors:
+        call("systemctl", "stop", f"holdoverd@{old}.service", what=f"stopping generation {old}")
 
 
 def install(wheelhouse: Path | None, *, start_it: bool) -> None:
@@ -450,23 +461,27 @@ def install(wheelhouse: Path | None, *, start_it: bool) -> None:
         is_new = generation is None or release_of_generation(generation) != name
         if is_new:
             generation = new_generation(release_dir, templates, name)
-            link(STATE / "current", str(generation))
         assert generation is not None
-        enabled = (*ENABLED, f"holdover-agent-{DEFAULT_ACCOUNT}.socket")
+        starting = start_it and systemd_runs()
         if systemd_runs() and (is_new or units_changed):
             call("systemctl", "daemon-reload", what="telling systemd of the units")
+        enabled = (*ENABLED, f"holdover-agent-{DEFAULT_ACCOUNT}.socket")
         call("systemctl", "--quiet", "enable", *enabled, what="enabling the units")
+        if is_new and starting:
+            start(generation)
+        elif is_new:
+            link(STATE / "current", str(generation))
+        if starting:
+            # Starts what is not running, and leaves alone what is.
+            call("systemctl", "start", "holdover.target", what="starting holdover.target")
         if not is_new:
             say(f"Holdover {name} is already installed, as generation {generation}.")
-            return
-        if not systemd_runs():
-            say(f"Holdover {name} is installed; it starts when systemd boots here.")
-        elif not start_it:
+        elif starting:
+            say(f"Holdover {name} is installed and runs as generation {generation}.")
+        elif systemd_runs():
             say(f"Holdover {name} is installed, not started: systemctl start holdover.target")
         else:
-            start(generation)
-            call("systemctl", "start", "holdover.target", what="starting holdover.target")
-            say(f"Holdover {name} is installed and runs as generation {generation}.")
+            say(f"Holdover {name} is installed; it starts when systemd boots here.")
 
 
 def uninstall(*, purge: bool) -> None:
@@ -475,8 +490,9 @@ def uninstall(*, purge: bool) -> None:
     with one_at_a_time():
         units = sorted(path.name for path in UNITS.glob("holdover*") if path.is_file())
         if systemd_runs():
-            # The doors first, or a knock would start the daemon again; agents last.
-            call("systemctl", "stop", "holdover.target", "holdover*.socket", what="closing")
+            # The doors first, or a knock would start the daemon again; agents last. Patterns: to
+            # stop by name what is not there is an error.
+            call("systemctl", "stop", "holdover*.target", "holdover*.socket", what="closing")
             call("systemctl", "stop", "holdover*.service", "holdover*.slice", what="stopping")
         wanted = [unit for unit in units if unit in ENABLED or unit.endswith(".socket")]
         if wanted:
