@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from holdoverd.errors import Conflict, NotFound
 from holdoverd.http.app import App
 from holdoverd.http.connection import Limits
 from holdoverd.http.context import Context
-from holdoverd.http.server import Server
+from holdoverd.http.server import Server, serve
 from holdoverd.ids import now_ms
 from holdoverd.sessions.viewer import ViewerClosed
 
@@ -297,13 +298,14 @@ class Doors:
         context: Context,
         sessions: FakeSessions,
         server: Server,
+        listeners: dict[str, MemoryListener],
         nursery: trio.Nursery,
         stack: ExitStack,
     ) -> None:
         self.context = context
         self.sessions = sessions
         self.server = server
-        self.listeners = {"public": MemoryListener(), "admin": MemoryListener()}
+        self.listeners = listeners
         self._nursery = nursery
         self._stack = stack
 
@@ -378,12 +380,19 @@ async def open_doors(
         default_account="holdover-agent",
         **settings,
     )
-    server = Server(App(context), max_connections=max_connections, limits=limits)
+    listeners = {"public": MemoryListener(), "admin": MemoryListener()}
     with ExitStack() as stack:
         async with trio.open_nursery() as nursery:
-            doors = Doors(context, sessions, server, nursery, stack)
-            await doors.serve_also({door: [one] for door, one in doors.listeners.items()})
-            yield doors
+            server: Server = await nursery.start(
+                partial(
+                    serve,
+                    {door: [listener] for door, listener in listeners.items()},
+                    App(context),
+                    max_connections=max_connections,
+                    limits=limits,
+                )
+            )
+            yield Doors(context, sessions, server, listeners, nursery, stack)
             nursery.cancel_scope.cancel()
 
 

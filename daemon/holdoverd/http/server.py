@@ -175,6 +175,25 @@ class Server:
             self._refusals -= 1
 
 
+async def serve(
+    listeners: Mapping[str, Sequence[Listener]],
+    app: App,
+    *,
+    max_connections: int = 10_000,
+    limits: Limits | None = None,
+    task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Make a `Server` and serve until cancelled; ``nursery.start`` gives it once it accepts.
+
+    See `Server.serve`, whose promises about `listeners` are these too.
+    """
+    server = Server(app, max_connections=max_connections, limits=limits)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.serve, listeners)
+        task_status.started(server)
+    raise AssertionError("unreachable: serving ends by cancellation alone")
+
+
 def peer_of(stream: object) -> str:
     """The peer's address: an IP address, ``uid:1000`` on a Unix socket, "" when it is gone."""
     sock = getattr(stream, "socket", None)
