@@ -384,7 +384,7 @@ class Sessions:
             owned.hub.close_others(model.row.owner, CLOSE_UNSHARED)
         return dumps(owned.current_view())
 
-    async def end(self, caller: Caller, session: str, *, purge: bool) -> None:
+    async def end(self, caller: Caller, session: str, purge: bool) -> None:
         """No further prompt; the agent is stopped, gently. `purge`: as if it had never been."""
         owned = await self._own(caller, session, write=True)
         at = now_ms()
@@ -516,9 +516,7 @@ class Sessions:
             extra={"answered_by": known.answered_by},
         )
 
-    async def interrupt(
-        self, caller: Caller, session: str, *, cancel_queued: bool
-    ) -> dict[str, Any]:
+    async def interrupt(self, caller: Caller, session: str, cancel_queued: bool) -> dict[str, Any]:
         """Stop the turn that runs. Without an agent there is nothing to stop: accepted as well."""
         owned = await self._own(caller, session, write=True)
         line = host_frames.interrupt(new_id("holdover"), cancel_queued=cancel_queued)

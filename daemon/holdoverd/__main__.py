@@ -1,0 +1,7 @@
+"""``python -m holdoverd``: see `holdoverd.main`."""
+
+import sys
+
+from holdoverd.main import main
+
+sys.exit(main())

@@ -1,0 +1,241 @@
+"""One daemon: what runs, inside what, and who stops first.
+
+    settings -> sockets from systemd -> this generation's lock -> catalogue
+        spools      tells readers when an agent has spoken
+        sessions    adopts what earlier instances left; each session's tasks live beside it
+        doors       connections: accepted last, closed first
+        heartbeat   WATCHDOG=1 and STATUS=
+        then: READY=1, and wait for a stop request
+
+Stopping lets go: agents run on in their own units, viewers are told to reconnect, connections
+queue in the listening sockets, which are systemd's. Being killed instead costs nobody more than
+the reconnect.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import trio
+
+from holdoverd import __version__, instance, systemd
+from holdoverd.catalogue import instances as instances_table
+from holdoverd.catalogue.instances import InstanceRow
+from holdoverd.catalogue.store import Catalogue
+from holdoverd.errors import CatalogueError, HoldoverError, SettingsError
+from holdoverd.http.app import App
+from holdoverd.http.context import Context
+from holdoverd.http.server import Server, serve
+from holdoverd.ids import now_ms
+from holdoverd.sessions.launcher import Paths
+from holdoverd.sessions.owner import Instance
+from holdoverd.sessions.service import Limits, Sessions, host_name
+from holdoverd.sessions.spool import SpoolWatch
+from holdoverd.settings import Settings, load_default
+
+log = logging.getLogger("holdoverd")
+
+DOORS: tuple[Literal["public"], Literal["admin"]] = ("public", "admin")
+
+STOP_S = 1.5
+"""From a stop request to the end of the last connection; the exit follows within two seconds."""
+
+
+HEARTBEAT_S = 5.0
+
+
+class CannotStartError(HoldoverError):
+    """Something that only the administrator can mend keeps this instance from starting."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The daemon's entry. Exit status: 0 stopped as asked, 1 could not start or go on, 2 misuse."""
+    parser = argparse.ArgumentParser(
+        prog="holdoverd", description="One Holdover daemon; systemd starts it with its sockets."
+    )
+    parser.add_argument("--generation", type=int, required=True, help="this instance's number")
+    parser.add_argument("--version", action="version", version=__version__)
+    generation = parser.parse_args(argv).generation
+    logging.basicConfig(
+        level=logging.INFO,
+        handlers=[systemd.log_handler(generation=generation, release=__version__)],
+    )
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    status = 0
+    try:
+        settings = load_default(os.environ)
+        listeners = take_listeners()
+        state_dir, runtime_dir = folders(os.environ)
+        trio.run(run, generation, settings, listeners, state_dir, runtime_dir)
+    except* (CannotStartError, SettingsError, CatalogueError, instance.GenerationTakenError) as e:
+        status = 1
+        for error in _leaves(e):
+            log.critical("%s", error)
+            systemd.notify(STATUS=str(error))
+    return status
+
+
+async def run(
+    generation: int,
+    settings: Settings,
+    listeners: Mapping[str, Sequence[socket.socket]],
+    state_dir: Path,
+    runtime_dir: Path,
+) -> None:
+    """Serve until asked to stop."""
+    paths = make_paths(state_dir, runtime_dir)
+    lock = await instance.InstanceLock.take(runtime_dir / "instances", generation)
+    catalogue = Catalogue.open(settings.catalogue.resolve(state_dir))
+    watch = SpoolWatch(paths.spools)
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(watch.run)
+            sessions = Sessions(
+                Instance(
+                    catalogue=catalogue,
+                    paths=paths,
+                    watch=watch,
+                    nursery=nursery,
+                    host=host_name(),
+                    generation=generation,
+                    release=__version__,
+                    boot_id=instance.boot_id(),
+                    roots=settings.sessions.roots,
+                    agents=settings.agent,
+                ),
+                Limits(settings.sessions.max_live, settings.sessions.default_agent),
+                lock.live_generations,
+            )
+            await nursery.start(sessions.run)
+            app = App(
+                Context(
+                    catalogue=catalogue,
+                    sessions=sessions,
+                    generation=generation,
+                    release=__version__,
+                    default_account=settings.sessions.default_account,
+                    public_url=settings.server.public_url,
+                    hosts=settings.server.hosts,
+                    trusted_proxies=settings.server.trusted_proxies,
+                )
+            )
+            doors: Server = await nursery.start(
+                partial(
+                    serve,
+                    {door: [as_listener(sock) for sock in listeners[door]] for door in DOORS},
+                    app,
+                    max_connections=settings.server.max_connections,
+                )
+            )
+            await record(catalogue, generation)
+            nursery.start_soon(heartbeat, sessions, doors)
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                systemd.notify(READY=1)
+                log.info("generation %d of release %s serves", generation, __version__)
+                async for _ in signals:
+                    break
+            await let_go(sessions, doors)
+            nursery.cancel_scope.cancel()
+    finally:
+        catalogue.close()
+        lock.close()
+
+
+async def let_go(sessions: Sessions, doors: Server) -> None:
+    """Stop serving, losing nothing: agents run on, and whoever connects waits in the sockets."""
+    log.info("asked to stop: letting go of the sessions, their agents run on")
+    systemd.notify(STOPPING=1, STATUS="letting go")
+    doors.stop_accepting()
+    doors.close_idle()
+    sessions.let_go()
+    with trio.move_on_after(STOP_S):
+        while doors.connections:
+            await trio.sleep(0.02)
+
+
+async def heartbeat(sessions: Sessions, doors: Server) -> None:
+    """Tell systemd that we live, and `systemctl status` what we do."""
+    interval = systemd.watchdog_interval_s()
+    told = ""
+    while True:
+        live, viewers = sessions.counts()
+        status = (
+            f"serving; {live} sessions with an agent, {viewers} viewers, "
+            f"{doors.connections} connections"
+        )
+        if status != told:
+            systemd.notify(STATUS=status)
+            told = status
+        if interval is not None:
+            systemd.notify(WATCHDOG=1)
+        # Three beats in a watchdog's time: one may be late.
+        await trio.sleep(min(interval / 3, HEARTBEAT_S) if interval else HEARTBEAT_S)
+
+
+async def record(catalogue: Catalogue, generation: int) -> None:
+    """Write this instance into the catalogue, for `holdover status`."""
+    row = InstanceRow(host_name(), generation, __version__, "serving", now_ms(), os.getpid())
+    await catalogue.write(lambda cx: instances_table.upsert_instance(cx, row))
+
+
+def take_listeners() -> dict[str, list[socket.socket]]:
+    """The listening sockets by door. Raises CannotStartError when they were not given."""
+    given = systemd.listen_fds()
+    missing = [door for door in DOORS if door not in given]
+    if missing:
+        raise CannotStartError(
+            f"No listening socket named {' or '.join(missing)} was passed to this process. The "
+            "sockets are systemd's: start the daemon with `systemctl start holdover.socket "
+            "holdover-admin.socket`, or without systemd by `holdover up`."
+        )
+    return {door: given[door] for door in DOORS}
+
+
+def as_listener(sock: socket.socket) -> trio.SocketListener:
+    sock.setblocking(False)
+    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+
+
+def folders(env: Mapping[str, str]) -> tuple[Path, Path]:
+    """(state, runtime). Raises CannotStartError when either was not named."""
+    state = env.get("HOLDOVER_STATE_DIR") or env.get("STATE_DIRECTORY")
+    runtime = env.get("HOLDOVER_RUNTIME_DIR")
+    if not state or not runtime:
+        raise CannotStartError(
+            "STATE_DIRECTORY and HOLDOVER_RUNTIME_DIR must name the daemon's folders; its unit "
+            "and `holdover up` do that."
+        )
+    return Path(state), Path(runtime)
+
+
+def make_paths(state_dir: Path, runtime_dir: Path) -> Paths:
+    """The folders an instance works in, made where they are missing.
+
+    Raises CannotStartError where they cannot be.
+    """
+    paths = Paths(
+        spools=state_dir / "spool", sessions=runtime_dir / "sessions", agents=runtime_dir / "agents"
+    )
+    try:
+        for folder in (paths.spools, paths.sessions, runtime_dir / "instances"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotStartError(
+            f"The folder {error.filename} cannot be made: {error.strerror}. On a systemd host "
+            "`systemd-tmpfiles --create` makes it; see units/tmpfiles.d."
+        ) from error
+    return paths
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
