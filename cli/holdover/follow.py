@@ -268,7 +268,8 @@ class Follower:
     def _say(self, text: str) -> None:
         """To the person, never into the data."""
         if text:
-            self._write(self._transcript.close_line())
+            if self._out.isatty():  # both on one screen; a file keeps its sentence whole
+                self._write(self._transcript.close_line())
             print(one_line(text, 400), file=sys.stderr, flush=True)
 
     def _write(self, text: str) -> None:

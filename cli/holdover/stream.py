@@ -6,8 +6,10 @@ frame that was really handled.
 """
 
 import queue
+import struct
 import threading
 from dataclasses import dataclass
+from socket import SO_SNDTIMEO, SOL_SOCKET
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
@@ -22,6 +24,7 @@ SUBPROTOCOL = "holdover.v1"
 MAX_FRAME_BYTES = 32 << 20  # the server's own bound is 16 MiB
 MAX_INBOX = 64
 OPEN_TIMEOUT_S = 15.0
+SEND_TIMEOUT_S = 30.0  # without a single byte getting out
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,10 @@ class Stream:
             with self._dial(query) as socket:
                 if connection != self.connection:
                     return  # replaced while it was being made
+                # websockets' send has no time limit, and it holds up receiving; a daemon that has
+                # stopped reading would hold us up for ever.
+                limit = struct.pack("ll", int(SEND_TIMEOUT_S), 0)
+                socket.socket.setsockopt(SOL_SOCKET, SO_SNDTIMEO, limit)
                 self._socket = socket
                 while True:
                     text = socket.recv()

@@ -16,7 +16,10 @@ from holdover.places import login_file
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
-@click.command(epilog="Example: holdover login https://agents.example.org < token.txt")
+@click.command(
+    short_help="Save the address of a server and a token for it.",
+    epilog="Example: holdover login https://agents.example.org < token.txt",
+)
 @click.argument("url")
 def login(url: str) -> None:
     """Save the server URL and a token for it, after trying them.
