@@ -1,0 +1,40 @@
+"""Nothing acknowledged is lost when the power goes, at any of many moments.
+
+HOLDOVER_SOAK_POINTS sets how many (200).
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.needs import needs_root
+from tests.soak.catalogue_workload import CatalogueWorkload
+from tests.soak.power import Report, cut_power
+
+pytestmark = [pytest.mark.soak, needs_root]
+
+POINTS = int(os.environ.get("HOLDOVER_SOAK_POINTS", "200"))
+
+
+def told(name: str, report: Report) -> None:
+    print(
+        f"{name}: {report.points} power cuts in {report.rounds} rounds, "
+        f"{report.acknowledged} acknowledgements, {report.seconds:.0f} s; {dict(report.figures)}"
+    )
+
+
+def test_what_the_catalogue_acknowledged_survives_every_power_cut() -> None:
+    report = cut_power(CatalogueWorkload(), points=POINTS)
+    told("catalogue", report)
+    assert report.points == POINTS
+    # The cuts fell where they hurt: unsynced spools really lost bytes that messages had come from.
+    assert report.figures["messages"] > POINTS
+    assert report.figures["spools_shorter_than_offset"] > 0
+
+
+def test_a_catalogue_that_does_not_sync_is_found_out() -> None:
+    """The control: without it, a harness that loses nothing would look like a catalogue that does."""
+    with pytest.raises(AssertionError, match=r"acknowledged|is gone|does not open|damaged"):
+        cut_power(CatalogueWorkload(careless=True), points=20)
