@@ -8,6 +8,7 @@ which Text, integers and floats do not have, and its wrapping of the driver's ex
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
+from importlib import import_module
 from typing import Any
 
 from sqlalchemy import (
@@ -19,7 +20,6 @@ from sqlalchemy import (
     bindparam,
     insert,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPICursor
 
 Row = Sequence[Any]
@@ -107,8 +107,10 @@ def upserting(
     primary = [column.name for column in table.primary_key]
 
     def build(dialect: str) -> ClauseElement:
-        # The same clause in both, but each dialect has a class of its own for it.
-        new: Any = (sqlite if dialect == "sqlite" else postgresql).insert(table)
+        # The same clause in both, but each dialect has a class of its own for it; imported here,
+        # because PostgreSQL's takes longer to load than the rest of the catalogue.
+        dialects = import_module(f"sqlalchemy.dialects.{dialect}")
+        new: Any = dialects.insert(table)
         new = new.values({**values(keys), **(at_first or {})})
         upsert: ClauseElement = new.on_conflict_do_update(
             index_elements=primary,
