@@ -29,7 +29,7 @@ class Daemon:
         self._plan = plan
         self._sockets = sockets
         self._say = say
-        self._process: trio.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._health: Health | None = None
         self.ready = trio.Event()
         self.gave_up = False
@@ -47,7 +47,7 @@ class Daemon:
             while True:
                 started = trio.current_time()
                 health = self._health = Health(started)
-                process = self._process = await self._spawn()
+                process = self._process = self._spawn()
                 (self._plan.runtime / "daemon.pid").write_text(f"{process.pid}\n")
                 reason = await self._until_dead(process, health)
                 self._process = None
@@ -59,7 +59,9 @@ class Daemon:
                     return
                 await trio.sleep(delay_s)
 
-    async def _spawn(self) -> trio.Process:
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        # Not trio's open_process: it starts the child from a worker thread, and the shim's
+        # PR_SET_PDEATHSIG would fire when that thread, idle for ten seconds, ends (prctl(2)).
         fds = [self._sockets.public.fileno(), self._sockets.admin.fileno()]
         environment = {
             **self._plan.environment,
@@ -71,7 +73,7 @@ class Daemon:
         if self._plan.settings.sources["server.public_url"] == "default":
             environment["HOLDOVER_SERVER_PUBLIC_URL"] = self._sockets.address()
         shim = [sys.executable, "-I", "-S", str(_SHIM), str(os.getpid())]
-        return await trio.lowlevel.open_process(
+        return subprocess.Popen(
             [*shim, ",".join(map(str, fds)), *self._plan.daemon_command],
             stdin=subprocess.DEVNULL,
             pass_fds=fds,
@@ -79,12 +81,12 @@ class Daemon:
             start_new_session=True,  # Ctrl-C is for us; the daemon is stopped in order
         )
 
-    async def _until_dead(self, process: trio.Process, health: Health) -> str | None:
+    async def _until_dead(self, process: subprocess.Popen[bytes], health: Health) -> str | None:
         """Wait for the process to end; the reason when it had to be killed for silence."""
         reason: str | None = None
         while process.returncode is None:
             with trio.move_on_at(max(health.check_at(), trio.current_time() + 0.05)):
-                await process.wait()
+                await _wait_ended(process)
                 break
             if reason is None and (reason := health.overdue(trio.current_time())):
                 process.kill()
@@ -111,7 +113,19 @@ class Daemon:
             return
         process.send_signal(signal.SIGTERM)
         with trio.move_on_after(STOP_S):
-            await process.wait()
+            await _wait_ended(process)
         if process.returncode is None:
             process.kill()
-            await process.wait()
+            await _wait_ended(process)
+
+
+async def _wait_ended(process: subprocess.Popen[bytes]) -> None:
+    """Until the process is gone; its `returncode` is set then."""
+    if process.poll() is not None:
+        return
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        await trio.lowlevel.wait_readable(pidfd)
+    finally:
+        os.close(pidfd)
+    process.poll()
