@@ -10,19 +10,21 @@ from pathlib import Path
 
 import pytest
 import trio
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, create_engine
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from holdoverd.catalogue import rows, schema
+from holdoverd.catalogue import rows, schema, sessions
 from holdoverd.catalogue.instances import InstanceRow
-from holdoverd.catalogue.migrate import MIGRATIONS
+from holdoverd.catalogue.migrate import MIGRATIONS, schema_version
 from holdoverd.catalogue.store import Catalogue
 from holdoverd.errors import CatalogueError
+from tests.catalogue.examples import SESSION, a_session, full_change
 
 
 def test_migrations_arrive_at_exactly_the_schema(cx: Connection) -> None:
@@ -148,6 +150,25 @@ def test_an_older_release_opens_what_a_newer_one_only_added_to(url: str) -> None
         found = connection.execute("SELECT version_num FROM alembic_version").fetchall()
     connection.close()
     assert found == [("0099",)]
+
+
+def test_an_old_catalogue_is_brought_up_with_all_that_is_in_it(url: str) -> None:
+    """From the very first schema, as somebody who skipped every release between would."""
+    engine = create_engine(url)
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with engine.begin() as cx:
+        config.attributes["connection"] = cx
+        command.upgrade(config, "0001")
+        sessions.create_session(cx, a_session(), full_change())
+    engine.dispose()
+    catalogue = Catalogue.open(url)
+    version = trio.run(catalogue.read, lambda cx: schema_version(cx, url))
+    loaded = trio.run(catalogue.read, lambda cx: sessions.load_session(cx, SESSION))
+    catalogue.close()
+    assert version == schema.VERSION
+    assert loaded is not None
+    assert loaded.row.last_seq == 3
 
 
 def test_a_database_of_something_else_is_left_alone(url: str) -> None:
