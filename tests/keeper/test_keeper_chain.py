@@ -22,6 +22,7 @@ from tests.keeper.bench import (
     Bench,
     bench,
     json_lines,
+    needs_namespaces,
     python,
     status_of,
     wait_gone,
@@ -102,6 +103,7 @@ def test_the_agent_alone_keeps_the_lock(keep: Bench) -> None:
     assert holders == [answer["agent_pid"], init_of(answer)]
 
 
+@needs_namespaces
 @pytest.mark.parametrize("victim", ["init", "unshare"])
 def test_an_init_that_is_killed_takes_the_agent_along_and_the_end_says_so(
     keep: Bench, victim: str
@@ -174,6 +176,7 @@ def test_a_stopped_unit_lets_the_agent_finish(keep: Bench, code: str, status: in
 # --------------------------------------------------------------------------------------- isolation
 
 
+@needs_namespaces
 def test_an_agent_reaches_neither_another_nor_anybodys_keeper(keep: Bench) -> None:
     """Same uid, two launches: no signal, no trace, not even a name in /proc."""
     with bench() as other:
@@ -225,6 +228,7 @@ def run_as_nobody(keep: Bench) -> None:
     keep.runner = (*nobody, system_python, "-I", "-c", code)
 
 
+@needs_namespaces
 @needs_root
 def test_an_unprivileged_account_has_namespaces_too(keep: Bench) -> None:
     run_as_nobody(keep)

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import pytest
 
 from holdoverd.keeper import protocol
-from tests.keeper.bench import ECHO, Bench, Owner, bench, python, status_of
+from tests.keeper.bench import ECHO, Bench, Owner, bench, needs_namespaces, python, status_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, needs_namespaces]
 
 STUBBORN = """
 import signal

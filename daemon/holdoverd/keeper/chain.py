@@ -26,7 +26,7 @@ START_WITHIN_S = 10.0
 """From starting unshare to the agent's exec; two Pythons start in between."""
 MAX_REPORT_BYTES = 4096
 
-_UNSHARE = (
+UNSHARE = (
     "unshare",
     "--user",
     "--map-current-user",
@@ -149,7 +149,7 @@ def _spawn(mode: str, control: socket.socket, cwd_fd: int) -> subprocess.Popen[b
     has no path (getcwd() says "(unreachable)").
     """
     command = [sys.executable, "-I", "-S", init.__file__]
-    command = [*_UNSHARE, "--", *command] if mode == NAMESPACES else [*command, "--subreaper"]
+    command = [*UNSHARE, "--", *command] if mode == NAMESPACES else [*command, "--subreaper"]
     keeper = os.getpid()
 
     def prepare() -> None:

@@ -33,7 +33,7 @@ TERM_WITHIN_S = 5.0
 KILL_WITHIN_S = 2.0
 """After that, init itself is killed, and the kernel ends the rest."""
 READ_BYTES = 64 * 1024
-UNSENT_PAUSE_BYTES = 4 * 1024
+UNSENT_PAUSE_BYTES = 64 * 1024
 """An owner that does not take its answers is not read: answers are never longer than what they
 answer, so what waits for it stays below this and one read."""
 UNSENT_MAX_BYTES = 256 * 1024
