@@ -207,6 +207,20 @@ def test_two_generations_share_the_doors_and_either_may_stop(doors: Machine) -> 
         )
 
 
+def test_starting_anything_leaves_a_running_daemons_sockets_nonblocking(doors: Machine) -> None:
+    """The flag belongs to the socket, not to its holder; blocking, a daemon hangs in accept()."""
+    nonblocking = 0o4000
+    doors.systemctl("start", "holdoverd@90.service")
+    pid = doors.show("holdoverd@90.service", "MainPID")
+    for unit in ("holdover-boot.service", "holdoverd@92.service", "holdover.target"):
+        doors.systemctl("start", unit)
+        for fd in (3, 4):
+            info = doors.run(["cat", f"/proc/{pid}/fdinfo/{fd}"]).stdout
+            flags = re.search(r"^flags:\s+(\d+)$", info, re.MULTILINE)
+            assert flags is not None
+            assert int(flags[1], 8) & nonblocking, unit
+
+
 def test_a_killed_daemon_comes_back_and_no_connection_is_refused(doors: Machine) -> None:
     assert answer(knock(doors)) == "90 public"
     before = doors.show("holdoverd@90.service", "MainPID")

@@ -78,6 +78,12 @@ def test_no_limit_can_take_a_socket_down(path: Path) -> None:
         assert values(path, "StartLimitIntervalSec") == ["0"]
 
 
+def test_every_unit_that_gets_the_doors_leaves_them_nonblocking() -> None:
+    """At a unit's start systemd sets the flag as the unit says, for all holders of the socket."""
+    for name in ("holdover-boot.service", "holdoverd@.service.in"):
+        assert values(UNITS / name, "NonBlocking") == ["yes"]
+
+
 def test_agents_are_bound_to_nothing_that_stops() -> None:
     unit = UNITS / "holdover-agent-ACCOUNT@.service.in"
     for key in ("PartOf", "BindsTo", "Requires", "Requisite", "StopPropagatedFrom"):
