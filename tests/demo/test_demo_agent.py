@@ -168,9 +168,9 @@ def test_everything_said_follows_from_session_and_prompts(tmp_path: Path) -> Non
         home = tmp_path / name
         home.mkdir()
         with Demo(home) as demo:
-            for text in ("say x", "lines 5", "agent 2", 'tool T {"a":1}'):
+            for count, text in enumerate(("say x", "lines 5", "agent 2", 'tool T {"a":1}'), 1):
                 demo.run(text)
-            demo.idle(4)
+                demo.idle(count)
             lines = [re.sub(r'"duration_ms":\d+', "", f.raw) for f in demo.frames]
             runs.append([line.replace(str(home), "") for line in lines])
             uuids = [f.uuid for f in demo.frames if f.uuid is not None]
@@ -221,6 +221,7 @@ def test_a_prompt_is_in_the_transcript_before_its_echo(start: Start, tmp_path: P
 def test_prompts_sent_while_a_turn_runs_run_after_it_in_order(start: Start) -> None:
     with start() as demo:
         ids = [demo.prompt("wait 1000"), demo.prompt("say two"), demo.prompt("say three")]
+        demo.wait_for(of("replay", uuid=ids[0]))
         demo.wait_for(of("status", state="queued", command_uuid=ids[2]))
         demo.send(host_frames.interrupt("stop"))
         demo.idle()
@@ -229,6 +230,19 @@ def test_prompts_sent_while_a_turn_runs_run_after_it_in_order(start: Start) -> N
         assert [r.user_message_uuids[0] for r in results] == ids
         assert [frame.uuid for frame in demo.matching(of("replay"))] == ids
         assert len(demo.matching(of("status", state="idle"))) == 1
+
+
+def test_the_level_is_idle_whenever_nothing_is_left_to_do(start: Start) -> None:
+    """A prompt may be withdrawn before its turn has begun, or just after: idle follows anyhow."""
+    with start() as demo:
+        for count in range(1, 51):
+            prompt_id = demo.prompt("wait 1000")
+            demo.send(
+                host_frames.cancel_async_message(f"c{count}", prompt_id),
+                host_frames.interrupt(f"i{count}"),
+            )
+            demo.idle(count)
+        assert len(demo.matching(of("status", state="running"))) == 50
 
 
 def test_the_same_prompt_again_is_echoed_and_not_acted_upon(start: Start, tmp_path: Path) -> None:
@@ -292,6 +306,7 @@ def test_an_interrupt_answers_first_and_leaves_what_was_said(start: Start) -> No
 def test_queued_prompts_can_be_withdrawn_one_or_all(start: Start) -> None:
     with start() as demo:
         ids = [demo.prompt("wait 1000"), *(demo.prompt(f"say {i}") for i in range(3))]
+        demo.wait_for(of("replay", uuid=ids[0]))
         demo.wait_for(of("status", state="queued", command_uuid=ids[-1]))
         demo.send(
             host_frames.cancel_async_message("c1", ids[2]),

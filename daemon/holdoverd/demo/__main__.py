@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import threading
 
 from .agent import Agent
 from .script import HELP
@@ -47,9 +48,7 @@ def main(arguments: list[str]) -> int:
     if fresh and transcript.exists():
         print(f"Error: Session ID {session} is already in use.", file=sys.stderr)
         return 1
-    # os._exit: a thread that is blocked on a full pipe must not keep the process.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
-    signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+    _exit_on_signals()
     turns = transcript.turns()
     agent = Agent(
         Wire(1, session, str(turns)),
@@ -59,6 +58,23 @@ def main(arguments: list[str]) -> int:
         permission_mode=given.get("--permission-mode", "default"),
     )
     return agent.run(sys.stdin.buffer)
+
+
+def _exit_on_signals() -> None:
+    """TERM and INT end the process at once with the status a shell would give.
+
+    By a thread that waits for them: Python runs handlers in the main thread between two
+    instructions, and a signal that comes just before that thread blocks in read() would be
+    acted upon at the next line of input, which may never come.
+    """
+    ending = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ending)  # threads started later inherit this
+
+    def wait() -> None:
+        # os._exit: a thread that is blocked on a full pipe must not keep the process.
+        os._exit(128 + signal.sigwait(ending))
+
+    threading.Thread(target=wait, name="signals", daemon=True).start()
 
 
 def _random_uuid() -> str:

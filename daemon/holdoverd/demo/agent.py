@@ -75,7 +75,8 @@ class Agent:
         self._queue: deque[Prompt] = deque()
         self._known = Recent(MAX_KNOWN)
         self._open: dict[str, Question] = {}
-        self._acting = False
+        self._running = False  # the level last told
+        self._acting = False  # a turn runs
         self._interrupted = False
         self._closed = False
 
@@ -126,12 +127,13 @@ class Agent:
                 self._hear_answer(frame, response)
 
     def _hear_prompt(self, frame: dict[str, Any]) -> None:
-        prompt = Prompt(str(frame.get("uuid") or self.wire.uuid()), _text(frame), frame)
+        prompt = Prompt(str(frame.get("uuid") or self.wire.uuid("beside")), _text(frame), frame)
         with self._cond:
             new = self._known.add(prompt.uuid)
             if new:
                 self._cond.wait_for(lambda: len(self._queue) < MAX_QUEUED)
-                if not self._queue and not self._acting:
+                if not self._running:
+                    self._running = True
                     self.state("running")
                 self.lifecycle(prompt.uuid, "queued")
                 self._queue.append(prompt)
@@ -210,6 +212,7 @@ class Agent:
             self._withdraw(list(self._open.values()))
             self._interrupted = self._acting
             self._succeed(request_id, receipt)
+            self._settle()
             self._cond.notify_all()
 
     def _cancel(self, request_id: str, uuid: str) -> None:
@@ -219,7 +222,14 @@ class Agent:
                 self._queue.remove(prompt)
                 self.lifecycle(prompt.uuid, "cancelled")
             self._succeed(request_id, {"cancelled": bool(queued), "message_uuid": uuid})
+            self._settle()
             self._cond.notify_all()
+
+    def _settle(self) -> None:
+        """Tell that all is done, once it is."""
+        if self._running and not self._acting and not self._queue:
+            self._running = False
+            self.state("idle")
 
     def _succeed(self, request_id: str, answer: dict[str, Any], **beside: Any) -> None:
         response = {"subtype": "success", "request_id": request_id, "response": answer, **beside}
@@ -234,9 +244,8 @@ class Agent:
     def _act(self) -> None:
         while True:
             with self._cond:
-                if not self._queue and self._acting:
-                    self.state("idle")
-                    self._acting = False
+                self._acting = False
+                self._settle()
                 self._cond.wait_for(lambda: self._queue or self._closed)
                 if not self._queue:
                     return
@@ -254,14 +263,14 @@ class Agent:
         self.wire.send({**line, "uuid": prompt.uuid, "parent_tool_use_id": None})
 
     def state(self, state: str) -> None:
-        self.wire.frame("system", subtype="session_state_changed", state=state)
+        self.wire.beside("system", subtype="session_state_changed", state=state)
 
     def lifecycle(self, prompt: str, state: str) -> None:
-        self.wire.frame("command_lifecycle", command_uuid=prompt, state=state)
+        self.wire.beside("command_lifecycle", command_uuid=prompt, state=state)
 
     def set_permission_mode(self, mode: str) -> None:
         self.permission_mode = mode
-        self.wire.frame("system", subtype="status", status=None, permissionMode=mode)
+        self.wire.beside("system", subtype="status", status=None, permissionMode=mode)
 
     def queued(self) -> int:
         with self._cond:

@@ -37,14 +37,16 @@ class Wire:
         self._descriptor = descriptor
         self._namespace = bytes.fromhex(session.replace("-", ""))
         self._salt = salt
-        self._count = 0
+        # Per series: what turns say is numbered apart from what is said in between, whose place
+        # among the turns' frames depends on when the host speaks.
+        self._counts = {"turns": 0, "beside": 0}
         self._lock = threading.Lock()
 
-    def uuid(self) -> str:
+    def uuid(self, series: str = "turns") -> str:
         """The next uuid: version 5 in the session's namespace, so the same in every run."""
         with self._lock:
-            self._count += 1
-            name = f"{self._salt}:{self._count}".encode()
+            self._counts[series] += 1
+            name = f"{self._salt}:{series}:{self._counts[series]}".encode()
         digest = bytearray(sha1(self._namespace + name).digest()[:16])  # noqa: S324 - uuid5 is SHA-1
         digest[6] = digest[6] & 0x0F | 0x50
         digest[8] = digest[8] & 0x3F | 0x80
@@ -58,6 +60,11 @@ class Wire:
     def frame(self, kind: str, **fields: Any) -> None:
         """A frame with the envelope that nearly all carry."""
         self.send({"type": kind, **fields, "session_id": self.session, "uuid": self.uuid()})
+
+    def beside(self, kind: str, **fields: Any) -> None:
+        """A frame that is not part of a turn: levels, queues."""
+        uuid = self.uuid("beside")
+        self.send({"type": kind, **fields, "session_id": self.session, "uuid": uuid})
 
     def send(self, value: dict[str, Any]) -> None:
         self.line(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
