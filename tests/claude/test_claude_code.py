@@ -112,6 +112,8 @@ def test_a_turn_and_its_deltas(start: Start, session: str, tmp_path: Path) -> No
         assert json.loads(body)["event"]["content_block"]["text"] == "one two three"
         blocks.apply(marks[6])
         assert blocks.snapshot() == []
+        claude.close_stdin()
+        assert claude.wait_end() == 0  # what is still to be written is written by now
         assert f'"uuid":"{prompt_id}"' in transcript(tmp_path, session)
         assert not [f for f in claude.frames if f.kind in {"invalid", "noise"}]
 
@@ -195,7 +197,9 @@ def test_a_prompt_sent_during_a_tool_call_is_folded_into_the_turn(
         result = claude.wait_for(of("result"))
         assert result.user_message_uuids == (first, second)
         assert [echo.uuid for echo in claude.matching(of("replay"))] == [first, second]
-        assert second in transcript(tmp_path, session)
+        claude.close_stdin()
+        assert claude.wait_end() == 0  # what is still to be written is written by now
+    assert second in transcript(tmp_path, session)
 
 
 def test_an_interrupt_gives_its_receipt_first_and_lets_the_queue_run(
