@@ -5,13 +5,14 @@ held by a process that no longer serves it, so only a WELCOME counts.
 """
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import trio
 
 from holdoverd.errors import KeeperError, StaleEpoch
 from holdoverd.keeper import protocol
+from holdoverd.keeper.owner_side import Event as OwnerEvent
 
 GREETING_S = 5.0
 
@@ -19,11 +20,18 @@ GREETING_S = 5.0
 class KeeperLink:
     """One greeted connection. `last` is the highest command that the keeper holds whole."""
 
-    def __init__(self, stream: trio.SocketStream, rules: protocol.OwnerSide, last: int) -> None:
+    def __init__(
+        self,
+        stream: trio.SocketStream,
+        rules: protocol.OwnerSide,
+        welcome: protocol.Welcome,
+        following: Sequence[OwnerEvent],
+    ) -> None:
         self._stream = stream
         self._rules = rules
-        self.last = last
-        self.exited = False
+        self._following = following
+        self.last = welcome.last
+        self.exited = welcome.state == "exited"
 
     @classmethod
     async def greet(cls, path: Path, owner_epoch: int) -> "KeeperLink":
@@ -44,20 +52,19 @@ class KeeperLink:
                 stream = trio.SocketStream(sock)
                 await stream.send_all(protocol.hello(owner_epoch))
                 rules = protocol.OwnerSide()
-                while True:
-                    for event in rules.receive(await _receive(stream)):
-                        match event:
-                            case protocol.Welcome(last=last, state=state):
-                                link = cls(stream, rules, last)
-                                link.exited = state == "exited"
-                                return link
-                            case protocol.Stale(epoch=epoch):
-                                raise StaleEpoch(
-                                    f"The keeper at {path.name} has heard owner epoch {epoch}; "
-                                    f"{owner_epoch} is stale."
-                                )
-                            case _:
-                                raise KeeperError(f"The keeper greeted with {event!r}.")
+                events: Sequence[OwnerEvent] = ()
+                while not events:
+                    events = rules.receive(await _receive(stream))
+                match events[0]:
+                    case protocol.Welcome() as welcome:
+                        return cls(stream, rules, welcome, events[1:])
+                    case protocol.Stale(epoch=epoch):
+                        raise StaleEpoch(
+                            f"The keeper at {path.name} has heard owner epoch {epoch}; "
+                            f"{owner_epoch} is stale."
+                        )
+                    case other:
+                        raise KeeperError(f"The keeper greeted with {other!r}.")
         except (OSError, trio.TooSlowError, trio.BrokenResourceError) as error:
             if stream is not None:
                 await trio.aclose_forcefully(stream)
@@ -82,12 +89,9 @@ class KeeperLink:
         Returns when the agent has exited or the connection is gone; raises StaleEpoch when a
         newer owner has replaced this one.
         """
+        events = self._following
         while True:
-            try:
-                data = await _receive(self._stream)
-            except (trio.BrokenResourceError, trio.ClosedResourceError, KeeperError):
-                return
-            for event in self._rules.receive(data):
+            for event in events:
                 match event:
                     case protocol.Ack(n=n):
                         self.last = max(self.last, n)
@@ -104,6 +108,11 @@ class KeeperLink:
                         raise KeeperError(f"The keeper refused a command: {text}")
                     case _:
                         pass
+            try:
+                data = await _receive(self._stream)
+            except (trio.BrokenResourceError, trio.ClosedResourceError, KeeperError):
+                return
+            events = self._rules.receive(data)
 
     async def aclose(self) -> None:
         await trio.aclose_forcefully(self._stream)

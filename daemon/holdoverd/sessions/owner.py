@@ -273,8 +273,7 @@ class OwnedSession:
         self.hub.close_all(CLOSE_ENDED)
         epoch, catalogue = self.owner_epoch, self._in.catalogue
         await catalogue.write(lambda cx: sessions_table.purge_session(cx, self.id, epoch))
-        while not await catalogue.write(lambda cx: sessions_table.purge_slice(cx, self.id)):
-            pass
+        await purge_rows(catalogue, self.id)
         launch = self.model.launch
         if launch is not None:
             self._in.paths.spool(launch.id).unlink(missing_ok=True)
@@ -921,6 +920,12 @@ class OwnedSession:
             log.error("the agent could not be told to stop: %s", error, extra={"session": self.id})
         finally:
             self._stopping = False
+
+
+async def purge_rows(catalogue: Catalogue, session: str) -> None:
+    """Remove a purged session's rows, slice by slice: nobody else waits for long."""
+    while not await catalogue.write(lambda cx: sessions_table.purge_slice(cx, session)):
+        pass
 
 
 def _first(group: BaseExceptionGroup[Any]) -> BaseException:

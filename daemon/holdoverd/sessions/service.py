@@ -37,7 +37,7 @@ from holdoverd.errors import (
 from holdoverd.ids import new_id, now_ms
 from holdoverd.sessions import launcher
 from holdoverd.sessions.model import SessionModel, Step
-from holdoverd.sessions.owner import Instance, OwnedSession
+from holdoverd.sessions.owner import Instance, OwnedSession, purge_rows
 from holdoverd.sessions.viewer import CLOSE_GOING_AWAY, CLOSE_UNSHARED, Viewer
 from holdoverd.sessions.wire import dumps, message_json, session_view
 
@@ -93,6 +93,7 @@ class Sessions:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Adopt what this host's dead instances left, first of all our own earlier process's."""
         await self._adopt_orphans(own=self._in.generation)
+        self._in.nursery.start_soon(self._finish_purges)
         task_status.started()
         while True:
             await trio.sleep(ADOPT_S)
@@ -119,6 +120,15 @@ class Sessions:
                     await self.owned(session)
                 except (NotFound, Unavailable) as error:
                     log.info("not adopting: %s", error, extra={"session": session})
+
+    async def _finish_purges(self) -> None:
+        """Remove what a purge that was cut short has left; nobody sees it any more."""
+        catalogue = self._in.catalogue
+        try:
+            for session in await catalogue.read(sessions_table.purges_unfinished):
+                await purge_rows(catalogue, session)
+        except CatalogueError as error:
+            log.warning("finishing purges: %s The next start tries again.", error)
 
     async def _load(self, session: str) -> sessions_table.LoadedSession | None:
         return await self._in.catalogue.read(lambda cx: sessions_table.load_session(cx, session))

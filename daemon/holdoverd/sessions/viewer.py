@@ -291,10 +291,11 @@ class Viewer:
             if self._catching_up:
                 return
         elif self._all and self._after < self._hub.committed:
+            target = self._hub.committed
             rows = await self._read(self._log.after(self._after, CATCH_UP_ROWS, CATCH_UP_BYTES))
-            if rows:
-                self._after = rows[-1].seq
-                self._ready.append(messages_frame(message_json(row) for row in rows))
+            # The read may see a commit that the hub has yet to publish: that one comes live.
+            self._show([row for row in rows if row.seq <= target])
+            self._after = min(rows[-1].seq, target) if rows else target
             return
         # No await stands between the comparison with the hub above and `live` below.
         snapshot = self._snapshot()
@@ -307,18 +308,22 @@ class Viewer:
     async def _catch_up_threads(self) -> None:
         """Messages of a thread that is not level with the hub yet; of one thread a call."""
         thread, sent = next(iter(self._catching_up.items()))
-        if sent < self._hub.thread_n.get(thread, 0):
+        target = self._hub.thread_n.get(thread, 0)
+        if sent < target:
             rows = await self._read(
                 self._log.thread_after(thread, sent, CATCH_UP_ROWS, CATCH_UP_BYTES)
             )
-            if rows:
-                self._catching_up[thread] = rows[-1].n
-                self._ready.append(messages_frame(message_json(row) for row in rows))
+            self._show([row for row in rows if row.n <= target])
+            self._catching_up[thread] = min(rows[-1].n, target) if rows else target
             return
         del self._catching_up[thread]
         self._threads.add(thread)
         if self._stage == "live":
             self._ready.extend(text for name, text in self._snapshot().deltas if name == thread)
+
+    def _show(self, rows: Sequence[MessageRow]) -> None:
+        if rows:
+            self._ready.append(messages_frame(message_json(row) for row in rows))
 
     async def _read(self, reading: Awaitable[Sequence[MessageRow]]) -> Sequence[MessageRow]:
         try:

@@ -1,7 +1,6 @@
 """The daemon's process: started, watched, started again."""
 
 import os
-import signal
 import socket
 import struct
 import subprocess
@@ -20,6 +19,44 @@ from holdoverd.supervisor.sockets import Sockets
 STOP_S = 5.0
 _UCRED = struct.Struct("3i")  # pid, uid, gid; unix(7)
 _SHIM = Path(__file__).with_name("shim.py")
+
+
+class Process:
+    """A child started by this very thread.
+
+    `trio.run_process` and the like start it from a worker thread; that thread ends when it has
+    been idle for a while, and the kernel counts this as the death of the parent (PR_SET_PDEATHSIG
+    in prctl(2)): the daemon would be told to stop ten seconds after its start.
+    """
+
+    def __init__(self, args: list[str], *, pass_fds: list[int], env: dict[str, str]) -> None:
+        self._popen = subprocess.Popen(
+            args,
+            stdin=subprocess.DEVNULL,
+            pass_fds=pass_fds,
+            env=env,
+            start_new_session=True,  # Ctrl-C is for us; the daemon is stopped in order
+        )
+        self._pidfd = os.pidfd_open(self._popen.pid)
+        self.pid = self._popen.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """As `subprocess.Popen.returncode`: None while it lives, -N when killed by signal N."""
+        return self._popen.returncode
+
+    async def wait(self) -> None:
+        """Wait for its end; once reaped, a second call returns at once."""
+        if self._popen.returncode is None:
+            await trio.lowlevel.wait_readable(self._pidfd)
+            self._popen.wait()
+            os.close(self._pidfd)
+
+    def terminate(self) -> None:
+        self._popen.terminate()
+
+    def kill(self) -> None:
+        self._popen.kill()
 
 
 class Daemon:
@@ -48,7 +85,10 @@ class Daemon:
                 started = trio.current_time()
                 health = self._health = Health(started)
                 process = self._process = self._spawn()
-                (self._plan.runtime / "daemon.pid").write_text(f"{process.pid}\n")
+                # Whole or not at all: others read it at any moment.
+                written = self._plan.runtime / "daemon.pid.new"
+                written.write_text(f"{process.pid}\n")
+                written.replace(self._plan.runtime / "daemon.pid")
                 reason = await self._until_dead(process, health)
                 self._process = None
                 delay_s = restart.died(trio.current_time() - started, health.ready)
@@ -85,7 +125,9 @@ class Daemon:
         """Wait for the process to end; the reason when it had to be killed for silence."""
         reason: str | None = None
         while process.returncode is None:
-            with trio.move_on_at(max(health.check_at(), trio.current_time() + 0.05)):
+            # A report may bring the next deadline nearer while we wait: look now and then.
+            now = trio.current_time()
+            with trio.move_on_at(min(max(health.check_at(), now + 0.05), now + WATCHDOG_S / 4)):
                 await _wait_ended(process)
                 break
             if reason is None and (reason := health.overdue(trio.current_time())):
@@ -111,7 +153,7 @@ class Daemon:
         process = self._process
         if process is None or process.returncode is not None:
             return
-        process.send_signal(signal.SIGTERM)
+        process.terminate()
         with trio.move_on_after(STOP_S):
             await _wait_ended(process)
         if process.returncode is None:

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 
 FIRST_DELAY_S = 0.2
+# One that was ready is wanted back within three seconds, its start included, however often it is
+# killed; one that was not waits longer and longer, since it will hardly do better.
+MAX_DELAY_READY_S = 1.0
 MAX_DELAY_S = 5.0
 # One that lived for so long was well: its death is a new story, not the next chapter.
 WELL_AFTER_S = 30.0
@@ -26,6 +29,6 @@ class Restart:
             return None
         if alive_s >= WELL_AFTER_S:
             self._delay_s = FIRST_DELAY_S
-        delay_s = self._delay_s
+        delay_s = min(self._delay_s, MAX_DELAY_READY_S if was_ready else MAX_DELAY_S)
         self._delay_s = min(MAX_DELAY_S, delay_s * 2)
         return delay_s
