@@ -13,14 +13,15 @@ KeyPath = tuple[str, ...]
 
 
 def find_line(text: str, path: KeyPath) -> int:
-    """The 1-based line on which `path` (or its nearest ancestor, as in an inline table) is set.
+    """The 1-based line on which `path` is set first.
 
-    `text` must be TOML that `tomllib` accepts. Returns 1 for a path that is nowhere in it.
+    That may be the line of an ancestor, as in an inline table, or of something below it, as with
+    ``[agents.x]`` for ``agents``. `text` must be TOML that `tomllib` accepts. Returns 1 for a path that is nowhere in it.
     """
     best, best_depth = 1, 0
     for line, found in _keys(text):
-        depth = len(found)
-        if depth > best_depth and path[:depth] == found:
+        depth = min(len(found), len(path))
+        if depth > best_depth and path[:depth] == found[:depth]:
             best, best_depth = line, depth
     return best
 
