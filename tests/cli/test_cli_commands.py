@@ -26,6 +26,17 @@ def test_new_prints_the_id_and_sends_only_what_was_given(
     assert body["prompt"]["text"] == "hello"
 
 
+def test_relative_folder_is_that_of_this_terminal_where_the_daemon_is_here(
+    daemon: FakeDaemon, holdover: Holdover, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    assert holdover("session", "new", "--cwd", "x/..").code == 0
+    assert daemon.requests[-1][2] == {"cwd": str(home)}
+    monkeypatch.setenv("HOLDOVER_TOKEN", TOKEN)
+    assert holdover("--url", daemon.url, "session", "new", "--cwd", "x").code == 0
+    assert daemon.requests[-1][2] == {"cwd": "x"}
+
+
 def test_new_reads_a_prompt_from_standard_input(daemon: FakeDaemon, holdover: Holdover) -> None:
     assert holdover("session", "new", "-", stdin="from a pipe").code == 0
     assert daemon.requests[-1][2]["prompt"]["text"] == "from a pipe"

@@ -1,6 +1,7 @@
 """`holdover session`: everything about agent sessions."""
 
 import json
+import os
 import sys
 import uuid
 from typing import Any
@@ -54,6 +55,9 @@ def new(
     """
     text = None if prompt is None else read_text(prompt)
     client = client_of(ctx)
+    if cwd is not None and client.door.socket is not None:
+        # The daemon is on this machine, so a relative path can only mean this terminal's folder.
+        cwd = os.path.abspath(os.path.expanduser(cwd))
     asked = {
         "agent": agent,
         "cwd": cwd,
