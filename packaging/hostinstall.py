@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import grp
 import hashlib
 import json
 import os
@@ -515,7 +516,9 @@ def uninstall(*, purge: bool) -> None:
                 with contextlib.suppress(KeyError):
                     pwd.getpwnam(user)
                     call("userdel", user, what=f"removing the user {user}")
-            call("groupdel", "-f", "holdover-admin", what="removing the group holdover-admin")
+            with contextlib.suppress(KeyError):
+                grp.getgrnam("holdover-admin")
+                call("groupdel", "holdover-admin", what="removing the group holdover-admin")
             shutil.rmtree(OPT, ignore_errors=True)
     kept = "" if purge else f" {STATE}, {AGENT_HOME} and {CONFIG} are kept (--purge removes them)."
     say(f"Holdover is uninstalled.{kept}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +53,19 @@ def snapshot(machine: Machine) -> str:
     own = [line for line in sorted(lines) if "holdover" in line]
     assert len(own) > 100
     return "\n".join(own)
+
+
+def healthz(machine: Machine) -> dict[str, object]:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", 8780)) as connection:
+        connection.sock = machine.connect_tcp(8780)
+        connection.sock.settimeout(60)
+        connection.request("GET", "/healthz")
+        try:
+            answer: dict[str, object] = json.loads(connection.getresponse().read())
+        except TimeoutError:
+            journal = machine.run(["journalctl", "--no-pager", "--lines=60"]).stdout
+            pytest.fail(f"nobody answers\n{journal}")
+    return answer
 
 
 def test_into_an_image_everything_is_there_and_nothing_runs(image: Machine) -> None:
@@ -126,6 +141,7 @@ def test_two_installs_at_once_are_one_too_many(image: Machine) -> None:
 def test_the_image_boots_with_its_doors_open(booted: Machine) -> None:
     for unit in (*SOCKETS, "holdover.target"):
         assert booted.show(unit, "ActiveState") == "active", unit
+    assert healthz(booted)["status"] == "ok"
     assert booted.systemctl("list-units", "--failed", "--plain", "--no-legend").stdout == ""
 
 
@@ -137,13 +153,18 @@ def test_again_on_the_running_system_restarts_nothing(booted: Machine) -> None:
 
 
 def test_a_changed_tree_becomes_a_release_and_a_generation_of_its_own(booted: Machine) -> None:
+    assert healthz(booted)["generation"] == 1
+    agents = booted.show(SOCKETS[2], "InvocationID")
     changed = "/usr/src/changed"
     booted.put_source(changed)
     booted.run(["sh", "-c", f"echo '# changed' >>{changed}/daemon/holdoverd/errors.py"])
-    command = [f"{changed}/packaging/install", "--wheelhouse", WHEELHOUSE_INSIDE, "--no-start"]
-    assert "Holdover 0.1.0+1 is installed" in booted.run(command).stderr
+    command = [f"{changed}/packaging/install", "--wheelhouse", WHEELHOUSE_INSIDE]
+    assert "Holdover 0.1.0+1 is installed and runs as generation 2" in booted.run(command).stderr
     assert booted.run(["readlink", "/var/lib/holdover/current"]).stdout == "2\n"
-    # The old one stays whole, to go back to.
+    assert healthz(booted)["generation"] == 2
+    assert booted.show("holdoverd@1.service", "ActiveState") == "inactive"
+    # The doors never closed, and the old release stays whole, to go back to.
+    assert booted.show(SOCKETS[2], "InvocationID") == agents
     for generation, release in ((1, "0.1.0"), (2, "0.1.0+1")):
         unit = booted.read(f"/etc/systemd/system/holdoverd@{generation}.service")
         assert f"ExecStart=/opt/holdover/releases/{release}/bin/python" in unit
@@ -153,8 +174,35 @@ def test_a_changed_tree_becomes_a_release_and_a_generation_of_its_own(booted: Ma
     )
 
 
+def test_a_release_that_cannot_start_leaves_the_old_one_serving_and_booting(
+    booted: Machine,
+) -> None:
+    broken = "/usr/src/broken"
+    booted.put_source(broken)
+    booted.run(["sh", "-c", f"echo 'raise SystemExit(1)' >{broken}/daemon/holdoverd/main.py"])
+    command = [f"{broken}/packaging/install", "--wheelhouse", WHEELHOUSE_INSIDE]
+    failed = booted.run(command, check=False)
+    assert failed.returncode == 1
+    assert "journalctl -u holdoverd@3.service" in failed.stderr
+    assert booted.run(["readlink", "/var/lib/holdover/current"]).stdout == "2\n"
+    assert booted.show("holdoverd@3.service", "ActiveState") in ("inactive", "failed")
+    assert healthz(booted)["generation"] == 2
+    # Trying again uses no number twice, and builds nothing again.
+    failed = booted.run(command, check=False)
+    assert "journalctl -u holdoverd@4.service" in failed.stderr
+    assert "Building" not in failed.stderr
+    assert healthz(booted)["generation"] == 2
+
+
+def test_going_back_to_a_tree_installed_before_builds_nothing(booted: Machine) -> None:
+    done = booted.install()
+    assert "Building" not in done.stderr
+    assert "Holdover 0.1.0 is installed and runs as generation 5" in done.stderr
+    assert healthz(booted)["generation"] == 5
+
+
 def test_uninstall_keeps_data_and_the_numbers_then_purge_keeps_nothing(booted: Machine) -> None:
-    booted.write("/var/lib/holdover/catalogue.db", "precious")
+    catalogue = booted.path("/var/lib/holdover/catalogue.db").stat().st_ino
     done = booted.run([f"{SOURCE_INSIDE}/packaging/uninstall"])
     assert "kept" in done.stderr
     assert running(booted) == {}
@@ -165,8 +213,8 @@ def test_uninstall_keeps_data_and_the_numbers_then_purge_keeps_nothing(booted: M
         "/var/lib/holdover",
         "/var/lib/holdover-agent",
     ]
-    assert booted.read("/var/lib/holdover/catalogue.db") == "precious"
-    assert booted.read("/opt/holdover/last-generation") == "2\n"
+    assert booted.path("/var/lib/holdover/catalogue.db").stat().st_ino == catalogue
+    assert booted.read("/opt/holdover/last-generation") == "5\n"
 
     booted.run([f"{SOURCE_INSIDE}/packaging/uninstall", "--purge"])
     assert booted.run(["find", *PLACES, "-name", "*holdover*"], check=False).stdout == ""
