@@ -1,5 +1,6 @@
-"""Measurements, run by `make bench`: each module has a `measure()` that yields rows.
+"""`make bench`: what Holdover costs, measured beside the barest thing that does the same.
 
-A number is only worth something beside another one from the same machine and minute, so every row
-names what it is compared with, and the bound that it has to keep.
+Every figure stands beside its rival's of the same run: the two take turns, so that whatever else
+the machine does meets both alike. results.md explains each comparison; results.json has every
+single measurement.
 """

@@ -20,11 +20,9 @@ RESULTS = Path(".build/bench.json")
 def main(names: list[str]) -> int:
     rows: list[Row] = []
     for info in sorted(pkgutil.iter_modules(tests.bench.__path__), key=lambda one: one.name):
-        module = (
-            importlib.import_module(f"tests.bench.{info.name}")
-            if _wanted(info.name, names)
-            else None
-        )
+        if not _wanted(info.name, names):
+            continue
+        module = importlib.import_module(f"tests.bench.{info.name}")
         if hasattr(module, "measure"):
             print(f"{info.name} …", file=sys.stderr, flush=True)
             rows += module.measure()

@@ -196,6 +196,7 @@ def test_daemon_that_falls_silent_is_killed_and_started_again(
     one.wait_says(r"killed by signal 9 \(it has been silent", times=2)
 
 
+@pytest.mark.slow
 def test_daemon_that_does_not_become_ready_is_killed(up: Callable[..., Up], home: Path) -> None:
     (home / "mode").write_text("mute")
     one = up("READY_WITHIN_S=0.5")
@@ -203,6 +204,7 @@ def test_daemon_that_does_not_become_ready_is_killed(up: Callable[..., Up], home
     assert "was not ready after" in one.output
 
 
+@pytest.mark.slow
 def test_report_of_another_process_counts_for_nothing(up: Callable[..., Up], home: Path) -> None:
     (home / "mode").write_text("mute")
     one = up("READY_WITHIN_S=2")
@@ -244,6 +246,7 @@ def test_other_stop_signals_do_the_same(up: Callable[..., Up], number: signal.Si
     assert gone(keeper)
 
 
+@pytest.mark.slow
 def test_keeper_that_does_not_stop_is_killed_in_the_end(up: Callable[..., Up]) -> None:
     one = up("STOP_S=0.5")
     one.wait_says("make install")
@@ -253,6 +256,7 @@ def test_keeper_that_does_not_stop_is_killed_in_the_end(up: Callable[..., Up]) -
     assert gone(keeper)
 
 
+@pytest.mark.slow
 def test_second_ctrl_c_hurries(up: Callable[..., Up]) -> None:
     one = up("STOP_S=100000")
     one.wait_says("make install")
@@ -263,6 +267,7 @@ def test_second_ctrl_c_hurries(up: Callable[..., Up]) -> None:
     assert gone(keeper)
 
 
+@pytest.mark.slow
 def test_killed_supervisor_takes_the_daemon_along_and_leaves_the_agents(
     up: Callable[..., Up],
 ) -> None:

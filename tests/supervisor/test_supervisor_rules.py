@@ -1,7 +1,6 @@
 """The supervisor's rules: when to start again, what silence is, what to run where."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -147,9 +146,15 @@ def test_what_the_configuration_says_stands(env: dict[str, str], tmp_path: Path)
     assert make_plan(UpOptions(port=0), env).port == 0
 
 
-def test_own_folders_are_allowed_as_working_folders(env: dict[str, str], tmp_path: Path) -> None:
+def test_own_folders_are_allowed_as_working_folders(
+    env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path / "bin")
     roots = json.loads(make_plan(UpOptions(), env).environment["HOLDOVER_SESSIONS_ROOTS"])
-    assert roots == sorted({str(tmp_path), os.getcwd()})
+    assert roots == [str(tmp_path), str(tmp_path / "bin")]
+    monkeypatch.chdir("/")
+    roots = json.loads(make_plan(UpOptions(), env).environment["HOLDOVER_SESSIONS_ROOTS"])
+    assert roots == [str(tmp_path)]
 
 
 def test_variables_meant_for_others_are_not_passed_on(env: dict[str, str]) -> None:
