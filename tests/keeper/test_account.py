@@ -227,11 +227,13 @@ def test_a_workspace_that_leads_out_or_has_no_home_is_refused(tmp_path: Path) ->
 
 
 def test_prompts_are_found_where_the_agent_will_find_them(tmp_path: Path) -> None:
-    names = ("own", "queued", "quoted", "parent", "torn", "absent", "second")
+    names = ("own", "folded", "queued", "quoted", "parent", "torn", "absent", "second")
     ids = {name: str(uuid4()) for name in names}
     lines = [
         json.dumps({"type": "user", "uuid": ids["own"]}),
-        json.dumps({"type": "queue-operation", "content": {"uuid": ids["queued"]}}),
+        json.dumps({"type": "attachment", "attachment": {"source_uuid": ids["folded"]}}),
+        json.dumps({"type": "queue-operation", "commandUuid": ids["queued"]}),
+        json.dumps({"type": "user", "message": {"content": f'"uuid":"{ids["quoted"]}"'}}),
         json.dumps({"type": "assistant", "uuid": str(uuid4()), "text": ids["quoted"]}),
         json.dumps({"type": "assistant", "uuid": str(uuid4()), "parentUuid": ids["parent"]}),
         "[" * 100_000 + ids["absent"],
@@ -247,7 +249,15 @@ def test_prompts_are_found_where_the_agent_will_find_them(tmp_path: Path) -> Non
         [*ids.values(), ids["own"]],
         str(tmp_path),
     )
-    assert found == [ids["own"], ids["queued"], ids["second"]]
+    assert found == [ids["own"], ids["folded"], ids["queued"], ids["second"]]
+
+
+def test_a_conversation_is_there_when_a_transcript_holds_anything(tmp_path: Path) -> None:
+    assert not transcripts.exists(["~/*.jsonl"], str(tmp_path))
+    (tmp_path / "a.jsonl").touch()
+    assert not transcripts.exists(["~/*.jsonl"], str(tmp_path))
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    assert transcripts.exists(["~/*.jsonl"], str(tmp_path))
 
 
 def test_a_transcript_that_cannot_be_read_is_no_answer(tmp_path: Path) -> None:

@@ -101,6 +101,8 @@ def test_a_header_of_64_bytes_without_end_is_refused_and_one_of_63_waited_for() 
         ({"owner_epoch": 2**63}, "owner_epoch"),
         ({"argv": []}, "argv is empty"),
         ({"argv": [""]}, "argv is empty"),
+        ({"fresh_argv": [""]}, "fresh_argv begins with an empty string"),
+        ({"fresh_argv": "agent"}, "fresh_argv is not a list"),
         ({"argv": "agent"}, "argv is not a list"),
         ({"argv": ["a", 1]}, "argv is not a string"),
         ({"argv": ["a\0b"]}, "argv holds a NUL"),
@@ -161,7 +163,7 @@ def test_a_request_over_1_mib_is_refused_where_it_is_made_and_one_of_1_mib_is_ta
 
 def test_answers_come_back_as_they_were_given() -> None:
     started = launch.answer_started(
-        keeper_pid=1, agent_pid=2, cwd="/srv/ü", found=["u-1"], isolation="none"
+        keeper_pid=1, agent_pid=2, cwd="/srv/ü", found=["u-1"], fresh=True, isolation="none"
     )
     assert protocol.parse_launch_answer(started) == {
         "ok": True,
@@ -169,6 +171,7 @@ def test_answers_come_back_as_they_were_given() -> None:
         "agent_pid": 2,
         "cwd": "/srv/ü",
         "found": ["u-1"],
+        "fresh": True,
         "isolation": "none",
     }
     for code in sorted(launch.CODES):
@@ -184,6 +187,7 @@ def test_the_longest_answer_is_within_its_bound() -> None:
         agent_pid=2**22,
         cwd="/" + "ü" * 2047,
         found=["u" * 64] * launch.MAX_UUIDS,
+        fresh=False,
         isolation="namespaces",
     )
     assert len(answer) <= launch.MAX_ANSWER_BYTES

@@ -73,7 +73,9 @@ def test_the_examples_of_json_are_json() -> None:
         json.loads(example)
     started, refused, end = map(json.loads, examples)
     made = json.loads(
-        launch.answer_started(keeper_pid=1, agent_pid=1, cwd="", found=[], isolation="none")
+        launch.answer_started(
+            keeper_pid=1, agent_pid=1, cwd="", found=[], fresh=False, isolation="none"
+        )
     )
     assert made.keys() == started.keys()
     assert refused["error"]["code"] in launch.CODES

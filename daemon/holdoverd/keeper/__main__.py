@@ -98,12 +98,14 @@ def _launch(
             cwd_fd, cwd = folders.open_cwd(request.cwd, request.roots, home)
         fds.append(cwd_fd)
         env["PWD"] = cwd
-        program = account.resolve_program(request.argv[0], env, home)
         found = transcripts.find_uuids(request.transcripts, request.uuids, home)
+        fresh = bool(request.fresh_argv) and not transcripts.exists(request.transcripts, home)
+        argv = request.fresh_argv if fresh else request.argv
+        program = account.resolve_program(argv[0], env, home)
         oom_kills_before = account.oom_kills()
         started = chain.start_chain(
             program=program,
-            argv=[program, *request.argv[1:]],
+            argv=[program, *argv[1:]],
             env=env,
             cwd_fd=cwd_fd,
             lock_fd=lock_fd,
@@ -134,6 +136,7 @@ def _launch(
         agent_pid=started.agent_pid,
         cwd=cwd,
         found=found,
+        fresh=fresh,
         isolation=started.isolation,
     )
     # A daemon that died meanwhile changes nothing: the next owner finds the listener.

@@ -51,6 +51,7 @@ class LaunchRequest(NamedTuple):
     nonce: str  # 32 hex digits, told to nobody but the spool's end record
     owner_epoch: int  # greetings below it are stale
     argv: tuple[str, ...]  # argv[0]: absolute, "~/…" or a bare name looked up in PATH
+    fresh_argv: tuple[str, ...]  # instead of argv where no transcript exists; () = never
     env: dict[str, str]
     cwd: str | None  # None: $HOME/workspaces/<workspace>, made when missing
     workspace: str  # "" when cwd is given
@@ -93,9 +94,9 @@ def parse_launch_answer(data: bytes) -> dict[str, Any]:
 
 
 def answer_started(
-    *, keeper_pid: int, agent_pid: int, cwd: str, found: list[str], isolation: str
+    *, keeper_pid: int, agent_pid: int, cwd: str, found: list[str], fresh: bool, isolation: str
 ) -> bytes:
-    """The agent runs."""
+    """The agent runs; `fresh`: by ``fresh_argv``."""
     return _answer(
         {
             "ok": True,
@@ -103,6 +104,7 @@ def answer_started(
             "agent_pid": agent_pid,
             "cwd": cwd,
             "found": found,
+            "fresh": fresh,
             "isolation": isolation,
         }
     )
@@ -181,12 +183,16 @@ def parse_request(body: bytes) -> LaunchRequest:
     argv = _texts("argv", request.get("argv"), 4096)
     if not argv or not argv[0]:
         raise _bad("argv is empty")
+    fresh_argv = _texts("fresh_argv", request.get("fresh_argv", []), 4096)
+    if fresh_argv and not fresh_argv[0]:
+        raise _bad("fresh_argv begins with an empty string")
     return LaunchRequest(
         session=_matching("session", request.get("session"), _IDENTIFIER),
         launch=_matching("launch", request.get("launch"), _IDENTIFIER),
         nonce=_matching("nonce", request.get("nonce"), _NONCE),
         owner_epoch=_epoch(request.get("owner_epoch")),
         argv=argv,
+        fresh_argv=fresh_argv,
         env=_environment(request.get("env", {})),
         cwd=cwd,
         workspace=""

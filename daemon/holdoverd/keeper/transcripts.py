@@ -20,15 +20,22 @@ MAX_LINE_BYTES = 64 * 1024 * 1024
 """The longest line that is looked into as one record."""
 MAX_TOTAL_BYTES = 8 * 1024**3
 
-_PROMPT_TYPES = ("user", "queue-operation")
+_PROMPT_KEYS = frozenset({"uuid", "commandUuid", "source_uuid"})
+"""Where records keep the id of a prompt: its own record, or one that was folded into a turn."""
+MAX_DEPTH = 16
+"""How deep in a record an id is looked for; prompts' ids stand two levels down."""
+
+
+def exists(globs: Iterable[str], home: str) -> bool:
+    """Whether any transcript is there: the agent has a conversation to go on with."""
+    return any(os.path.getsize(path) for path in _files(globs, home))
 
 
 def find_uuids(globs: Iterable[str], uuids: Iterable[str], home: str) -> list[str]:
     """Those of `uuids` that a transcript holds, in the given order.
 
-    A uuid counts as the ``uuid`` of any record, or anywhere in a record of type ``user`` or
-    ``queue-operation`` (a prompt that was queued). A line that is not whole does not count: the
-    agent will not read it either. Raises `LaunchError` when it cannot be told: guessing would
+    A uuid counts as the value of one of `_PROMPT_KEYS` in any record; one that is merely quoted
+    in a text does not. A line that is not whole does not count: the agent will not read it either. Raises `LaunchError` when it cannot be told: guessing would
     lose a prompt or send it twice.
     """
     wanted = list(dict.fromkeys(uuids))
@@ -83,8 +90,19 @@ def _held(line: bytes, needles: list[bytes]) -> list[bytes]:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return []
-    if not isinstance(record, dict):
-        return []
-    if record.get("type") in _PROMPT_TYPES:
-        return needles
-    return [needle for needle in needles if record.get("uuid") == needle.decode()]
+    ids = set(_ids(record, MAX_DEPTH))
+    return [needle for needle in needles if needle.decode() in ids]
+
+
+def _ids(value: object, depth: int) -> Iterator[str]:
+    if depth == 0:
+        return
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            if key in _PROMPT_KEYS and isinstance(entry, str):
+                yield entry
+            else:
+                yield from _ids(entry, depth - 1)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _ids(entry, depth - 1)

@@ -57,12 +57,17 @@ class Paths:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A keeper's yes. `found`: which of the looked-up prompts its agent's transcript shows."""
+    """A keeper's yes.
+
+    `found`: which of the looked-up prompts the agent's transcript shows; `fresh`: the agent began
+    a new conversation, because there was no transcript to go on with.
+    """
 
     keeper_pid: int
     agent_pid: int
     cwd: str
     found: frozenset[str]
+    fresh: bool
     isolation: str
 
 
@@ -197,6 +202,7 @@ async def start_keeper(
         agent_pid=int(said["agent_pid"]),
         cwd=str(said["cwd"]),
         found=frozenset(str(u) for u in said.get("found") or ()),
+        fresh=bool(said.get("fresh")),
         isolation=str(said.get("isolation") or "none"),
     )
 

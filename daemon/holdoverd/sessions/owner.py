@@ -704,20 +704,29 @@ class OwnedSession:
                 f"No agent {row.agent!r} is configured; add [agents.{row.agent}] to holdover.toml.",
                 code="no_such_agent",
             )
-        resume = self._resumes()
-        spec = build_launch(
-            agent,
-            agent_session=row.agent_session,
-            resume=resume,
-            model=row.model,
-            permission_mode=row.permission_mode,
+        fresh, resumed = (
+            build_launch(
+                agent,
+                agent_session=row.agent_session,
+                resume=resume,
+                model=row.model,
+                permission_mode=row.permission_mode,
+            )
+            for resume in (False, True)
         )
+        # Where there are transcripts the keeper sees whether there is a conversation to go on
+        # with; elsewhere we go by what the agent has shown us.
+        argv, fresh_argv = resumed.argv, fresh.argv
+        if not fresh.transcripts:
+            argv, fresh_argv = (resumed if self.model.conversation_begun else fresh).argv, ()
+        spec = resumed
         return {
             "session": row.id,
             "launch": launch.id,
             "nonce": launch.nonce,
             "owner_epoch": launch.owner_epoch,
-            "argv": list(spec.argv),
+            "argv": list(argv),
+            "fresh_argv": list(fresh_argv),
             "env": {**spec.env, "HOLDOVER_SESSION_ID": row.id},
             "cwd": row.cwd,
             "workspace": row.id,
@@ -727,15 +736,6 @@ class OwnedSession:
                 "uuids": [p.id for p in self.model.unsettled_prompts()],
             },
         }
-
-    def _resumes(self) -> bool:
-        """Whether to start the agent on a conversation that it has.
-
-        One that never showed us that it took a prompt may have begun one all the same, and then
-        refuses to begin it again: the second try asks it to go on. The reverse is never tried: a
-        fresh conversation in the place of one that exists would look like memory lost.
-        """
-        return self.model.conversation_begun or self._fruitless == 2
 
     async def run_launch(self, launch: LaunchRow, lock: launcher.Lock) -> None:
         """Start the agent of a recorded launch and follow it.
@@ -767,6 +767,7 @@ class OwnedSession:
             agent_pid=started.agent_pid,
             cwd=started.cwd,
             found=started.found,
+            fresh=started.fresh,
             searchable=bool(request["lookup"]["transcripts"]),
         )
 
@@ -778,6 +779,7 @@ class OwnedSession:
         agent_pid: int | None,
         cwd: str | None,
         found: frozenset[str],
+        fresh: bool,
         searchable: bool,
     ) -> None:
         """Number the handshake and what waits, then follow the launch. Raises NotOwner."""
@@ -788,8 +790,17 @@ class OwnedSession:
                 return
             step = Step()
             at = now_ms()
-            resumed = self._resumes()
+            resumed = self.model.conversation_begun
             self.model.settle_prompts(step, found=found, searchable=searchable, at=at)
+            if resumed and fresh:
+                self.model.notice(
+                    step,
+                    "conversation_lost",
+                    "The agent's own record of this conversation is gone (it was killed before "
+                    "it could write it, or somebody removed it): it starts with an empty memory. "
+                    "This log is whole.",
+                    at,
+                )
             self.model.launch_live(
                 step,
                 keeper_pid=keeper_pid,
@@ -849,6 +860,7 @@ class OwnedSession:
                     agent_pid=None,
                     cwd=None,
                     found=frozenset(),
+                    fresh=False,
                     searchable=True,
                 )
                 return

@@ -34,7 +34,7 @@ CLOSE_UNSHARED = (4003, "no longer shared")
 CLOSE_BEHIND = (4008, "too far behind, reconnect with your cursor")
 
 
-class ViewerClosed(HoldoverError):  # noqa: N818 - an end, not an error; as trio.EndOfChannel
+class ViewerClosed(HoldoverError):
     """No further frame comes; close the WebSocket with `code` and `reason`."""
 
     def __init__(self, code: int, reason: str) -> None:
