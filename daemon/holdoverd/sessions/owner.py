@@ -248,7 +248,11 @@ class OwnedSession:
             if levels != self._levels:
                 self._levels = levels
                 frame = dumps({"type": "session", "session": self._view})
-        self.hub.publish(step.events, frame)
+        self.hub.publish(step.events, frame, self._grown_frame)
+
+    def _grown_frame(self) -> str:
+        """The ``session`` frame for viewers who do not see every thread that grew."""
+        return dumps({"type": "session", "session": self.current_view()})
 
     def shown(self, step: Step) -> None:
         """A step of this session's was stored by another way than `act`: show it."""
@@ -408,6 +412,8 @@ class OwnedSession:
         try:
             with self._in.watch.bell(spool.path.name) as bell:
                 reader = _SpoolReader(launch, spool)
+                if spool.size() < launch.offset:
+                    await self._spool_cut(reader)
                 while True:
                     await bell.wait_rung()
                     while await self._ingest_some(reader):
@@ -418,18 +424,22 @@ class OwnedSession:
             spool.close()
         self._clean_up(launch, spool)
 
+    async def _spool_cut(self, reader: "_SpoolReader") -> None:
+        """The host lost power: what was read and stored of the spool did not all reach the disk.
+
+        Its agent died with the host; the rest is read from the file's new end. Raises NotOwner.
+        """
+        async with self._lock:
+            step = Step()
+            size = reader.spool.size()
+            self.model.spool_cut(step, offset=reader.launch.offset, size=size, at=now_ms())
+            reader.restart(size)
+            await self._finish_step(step)
+
     async def _ingest_some(self, reader: "_SpoolReader") -> bool:
         """One read, one step, one commit. False when there is nothing more to read for now."""
         if self._gone.is_set():
             return False
-        if reader.spool.size() < reader.position:
-            async with self._lock:
-                step = Step()
-                size = reader.spool.size()
-                self.model.spool_cut(step, offset=reader.launch.offset, size=size, at=now_ms())
-                reader.restart(size)
-                await self._finish_step(step)
-            return True
         lines = reader.read_lines()
         if lines is None:
             return False
@@ -752,8 +762,9 @@ class OwnedSession:
                 self._in.paths, self.model.row.account, lock, launch.id, request, self._in.observe
             )
         except KeeperError as error:
+            # Not awaited: whoever asked for the agent need not wait for what nobody can tell.
             log.warning("%s Probing it.", error, extra={"session": self.id})
-            await self._recover_start(launch)
+            self._spawn(self._recover_start, launch)
             return
         if started.isolation == "none":
             log.warning(

@@ -30,6 +30,7 @@ from holdoverd.errors import (
     LaunchError,
     NotFound,
     NotOwner,
+    RequestError,
     TooLarge,
     Unavailable,
     Unprocessable,
@@ -99,7 +100,7 @@ class Sessions:
             await trio.sleep(ADOPT_S)
             try:
                 await self._adopt_orphans(own=None)
-            except CatalogueError as error:
+            except RequestError as error:
                 log.warning("looking for sessions to adopt: %s Retrying.", error)
 
     async def _adopt_orphans(self, *, own: int | None) -> None:
@@ -118,7 +119,7 @@ class Sessions:
             ):
                 try:
                     await self.owned(session)
-                except (NotFound, Unavailable) as error:
+                except RequestError as error:
                     log.info("not adopting: %s", error, extra={"session": session})
 
     async def _finish_purges(self) -> None:
@@ -407,8 +408,12 @@ class Sessions:
 
     async def _purge_when_over(self, owned: OwnedSession) -> None:
         await owned.wait_agent_gone()
-        self._owned.pop(owned.id, None)
-        await owned.purge()
+        try:
+            await owned.purge()
+        except (CatalogueError, NotOwner) as error:
+            log.error("the session could not be purged: %s", error, extra={"session": owned.id})
+        else:
+            self._owned.pop(owned.id, None)
 
     # -- prompts, answers ---------------------------------------------------------------------------
 

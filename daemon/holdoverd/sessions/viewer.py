@@ -84,12 +84,21 @@ class Hub:
     def discard(self, viewer: "Viewer") -> None:
         self._viewers.discard(viewer)
 
-    def publish(self, events: Sequence[Event], session_frame: str | None) -> None:
-        """Show `events` in order to every live viewer, then the session's new levels."""
+    def publish(
+        self, events: Sequence[Event], session_frame: str | None, grown_frame: Callable[[], str]
+    ) -> None:
+        """Show `events` in order to every live viewer, then the session's new levels.
+
+        `session_frame`: None where no level changed. A viewer who does not see a thread that has
+        grown gets `grown_frame()` then: so it knows how far that thread has come.
+        """
+        grown: set[str] = set()
         for event in events:
             if isinstance(event, MessageRow):
                 self.committed = event.seq
                 self.thread_n[event.thread] = event.n
+                grown.add(event.thread)
+        lazy: str | None = None
         if not self._viewers:
             return
         # {threads a viewer sees: frames}; nearly all viewers see "all" or only "main"
@@ -103,8 +112,11 @@ class Hub:
             if frames is None:
                 frames = built[seen] = _frames(events, seen)
             viewer.push(frames)
-            if session_frame is not None:
-                viewer.push([_Framed("session", session_frame)])
+            shown = session_frame
+            if shown is None and seen is not None and not seen.issuperset(grown):
+                shown = lazy = lazy or grown_frame()
+            if shown is not None:
+                viewer.push([_Framed("session", shown)])
 
     def wake_all(self) -> None:
         for viewer in self._viewers:
