@@ -34,6 +34,10 @@ COMMAND_TIMEOUT_S = 120
 
 CONTROLLERS = ("memory", "pids", "cpu", "cpuacct")
 CGROUPS = Path("/sys/fs/cgroup")
+# Hierarchies in which a container needs a group of its own: for its limits, and, in the last two of
+# cgroups v1 and at the top of v2 ("."), because two systemds in one group take each other's
+# services for their own, and wait for them forever.
+HIERARCHIES = (*CONTROLLERS, "systemd", "unified", ".")
 
 # They wait for a network or a person, or are the test machine's own and no part of a host.
 MASKED = (
@@ -66,11 +70,10 @@ rm -rf opt/holdover etc/holdover etc/systemd/system/*holdover* etc/systemd/syste
 mkdir -p usr/src etc/systemd/system
 : >etc/machine-id
 for unit in $MASKED; do ln -sfn /dev/null "etc/systemd/system/$unit"; done
-# In the hierarchy of cgroups v1 only a container that starts in groups of its own gets limits.
-for controller in $CONTROLLERS; do
-    [ -d "/sys/fs/cgroup/$controller" ] || continue
-    mkdir "/sys/fs/cgroup/$controller/$name"
-    echo $$ >"/sys/fs/cgroup/$controller/$name/cgroup.procs"
+for hierarchy in $HIERARCHIES; do
+    [ -e "/sys/fs/cgroup/$hierarchy/cgroup.procs" ] || continue
+    mkdir "/sys/fs/cgroup/$hierarchy/$name"
+    echo $$ >"/sys/fs/cgroup/$hierarchy/$name/cgroup.procs"
 done
 cd /
 while :; do
@@ -176,7 +179,7 @@ class Machine:
                     "PATH": PATH_INSIDE,
                     "NOTIFY_SOCKET": str(address),
                     "MASKED": " ".join(MASKED),
-                    "CONTROLLERS": " ".join(CONTROLLERS),
+                    "HIERARCHIES": " ".join(HIERARCHIES),
                 },
             )
 
@@ -246,8 +249,8 @@ class Machine:
 
     def _remove_cgroups(self) -> None:
         """The container's processes die with nspawn, but a moment later; its groups then empty."""
-        for controller in CONTROLLERS:
-            top = CGROUPS / controller / self._name
+        for hierarchy in HIERARCHIES:
+            top = CGROUPS / hierarchy / self._name
             if not top.is_dir():
                 continue
             for process in (top, *top.rglob("cgroup.procs")):
