@@ -470,7 +470,8 @@ def test_what_the_agent_finds_in_its_process(keep: Bench, isolation: str) -> Non
         roots=[],
     )
     lines = keep.wait_end()[0].splitlines()
-    assert [line.split()[-1] for line in lines[:2]] == [b"0" * 16, b"0" * 16]
+    # 32 and 33 are glibc's own: no program can set them through it, whoever started the tests may.
+    assert [int(line.split()[-1], 16) & ~(3 << 31) for line in lines[:2]] == [0, 0]
     (found,) = json_lines(lines[2])
     assert not {"CLAUDECODE", "LISTEN_FDS", "SECRET"} & found["env"].keys()
     assert found["env"]["HOME"] == str(keep.home)

@@ -158,8 +158,9 @@ class _Init:
             self.report(b"FORKED\n")
             signal.set_wakeup_fd(-1)
             # A handler is reset by exec, "ignored" is inherited: Python ignores SIGPIPE and
-            # SIGXFSZ, which no program expects.
-            for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP):
+            # SIGXFSZ, a shell SIGINT and SIGQUIT of what it starts in the background (then no
+            # interrupt would reach the agent's own children either).
+            for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
                 signal.signal(number, signal.SIG_DFL)
             # Descriptors 0 to 2 are taken, so these are all above; dup2 makes them inheritable.
             stdin, stdout, lock = fds
