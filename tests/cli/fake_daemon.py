@@ -278,8 +278,11 @@ class _Handler(BaseHTTPRequestHandler):
         data = b"" if answer is None else json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+        # Somebody may have read enough and hung up.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.end_headers()
+            if data:
+                self.wfile.write(data)
 
 
 class Stream:
