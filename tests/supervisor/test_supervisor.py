@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import select
 import signal
 import socket
 import stat
@@ -170,11 +171,21 @@ def test_daemon_gets_its_folders_sockets_and_generation(up: Callable[..., Up]) -
     assert int((one.run / "daemon.pid").read_text()) == told["pid"]
 
 
+def kill_and_wait(pid: int) -> None:
+    """Until the process is gone: a signal that was sent has not arrived yet."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        os.kill(pid, signal.SIGKILL)
+        assert select.select([pidfd], [], [], LONG_S)[0], f"process {pid} does not die"
+    finally:
+        os.close(pidfd)
+
+
 def test_killed_daemon_is_started_again_and_no_connection_is_refused(up: Callable[..., Up]) -> None:
     one = up()
     pids = {one.health()["pid"]}
     for count in range(1, 4):
-        os.kill(one.health()["pid"], signal.SIGKILL)
+        kill_and_wait(one.health()["pid"])  # what it had accepted dies with it
         pids.add(one.health()["pid"])  # waits in the listening socket meanwhile
         one.wait_says("killed by signal 9", times=count)
     assert len(pids) == 4
