@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from tests.live.up import Up, running, wait_until
-from tests.live.watcher import Watcher
+from tests.live.watcher import Watcher, shown
 
 pytestmark = pytest.mark.slow
 
@@ -196,18 +196,6 @@ async def test_a_daemon_that_dies_while_sending_ten_mebibytes_sends_them_once_an
 async def test_a_sentence_goes_on_where_it_was_for_who_comes_back(up: Up) -> None:
     session = up.new_session("stream 60 rate 10")["id"]
     watcher = Watcher(up.admin_socket, session)
-
-    def shown(frames: list[str]) -> str:
-        text = ""
-        for line in frames:
-            if not line.startswith('{"type":"delta"'):
-                continue
-            event = json.loads(line)["body"]["event"]
-            if event["type"] == "content_block_start":
-                text = event["content_block"].get("text", "")
-            elif event["type"] == "content_block_delta":
-                text += event["delta"].get("text", "")
-        return text
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watcher.run)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,28 @@ from trio_websocket import ConnectionClosed, HandshakeError, wrap_client_stream
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 
 
+def shown(frames: list[str]) -> str:
+    """The main thread's latest sentence as a screen has it that draws every delta among `frames`."""
+    text = ""
+    for line in frames:
+        if not line.startswith('{"type":"delta"'):
+            continue
+        frame = json.loads(line)
+        event = frame["body"]["event"]
+        if frame["thread"] != "main":
+            continue
+        if event["type"] == "content_block_start" and event["content_block"]["type"] == "text":
+            text = event["content_block"]["text"]
+        elif event["type"] == "content_block_delta":
+            text += event["delta"].get("text", "")
+    return text
+
+
 @dataclass
 class Watcher:
     """Watches one session over the admin door with a cursor; follow it with `run`.
 
+    Through the public door with `dial`, which connects (blocking, in a thread), and a `token`.
     `seqs`: every message's seq, in the order they came. `gaps_s`: how long each reconnect took,
     from the loss of the connection to ``live``. `closes`: (code) of each close that was said.
     """
@@ -37,6 +56,8 @@ class Watcher:
     view: Any = None
     keep_bodies: bool = True
     connection: Any = None
+    dial: Callable[[], socket.socket] | None = None
+    token: str | None = None
 
     async def run(self) -> None:
         """Watch until the session has ended (close 1000) or the task is cancelled."""
@@ -51,12 +72,7 @@ class Watcher:
             await trio.sleep(0.05)
 
     async def _once(self, lost_at: float | None) -> bool:
-        sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            await sock.connect(str(self.admin_socket))
-        except OSError:
-            sock.close()
-            raise
+        sock = await self._connected()
         query = f"after={self.after}&threads={self.threads}"
         if self.epoch is not None:
             query += f"&epoch={self.epoch}"
@@ -72,6 +88,9 @@ class Watcher:
                     "localhost",
                     f"/v1/sessions/{self.session}/stream?{query}",
                     subprotocols=["holdover.v1"],
+                    extra_headers=[(b"Authorization", f"Bearer {self.token}".encode())]
+                    if self.token
+                    else [],
                     max_message_size=MAX_FRAME_BYTES,
                     message_queue_size=4,
                 )
@@ -90,6 +109,17 @@ class Watcher:
                 self.connection = None
             nursery.cancel_scope.cancel()
         return bool(self.closes) and self.closes[-1] == 1000
+
+    async def _connected(self) -> trio.socket.SocketType:
+        if self.dial is not None:
+            return trio.socket.from_stdlib_socket(await trio.to_thread.run_sync(self.dial))
+        sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            await sock.connect(str(self.admin_socket))
+        except OSError:
+            sock.close()
+            raise
+        return sock
 
     def _take(self, text: str, lost_at: float | None) -> None:
         frame = json.loads(text)
