@@ -3,7 +3,8 @@
 host         this system's root, booted, Holdover installed; one for the whole run: leave it
              as you found it
 clean_host   a clean Debian 12, booted, nothing installed yet; one per module
-clean_root   a clean Debian 12 without any systemd running, with network; one per module
+clean_root   a clean Debian 12 without any systemd running, with network, without the tree; one
+             per module
 """
 
 from __future__ import annotations
@@ -74,5 +75,4 @@ def clean_root() -> Iterator[Machine]:
     if needs.NO_MMDEBSTRAP:
         pytest.skip(needs.NO_MMDEBSTRAP)
     with Machine.enter(roots.debian(roots.FRESH), network=True) as machine:
-        machine.put_source()
         yield machine
