@@ -21,8 +21,18 @@ def _lacks(*programs: str) -> str | None:
     return f"needs {', '.join(missing)}, not found on this machine" if missing else None
 
 
+def _groups_are_read_only() -> str | None:
+    """The reason to skip what needs control groups of its own; a container often has none."""
+    memory = "/sys/fs/cgroup/memory"
+    if not os.path.isdir(memory) or os.access(memory, os.W_OK):
+        return None
+    return f"needs control groups of its own: {memory} cannot be written, as in most containers"
+
+
 NOT_ROOT = None if os.geteuid() == 0 else "needs root: mounts, users or namespaces of its own"
-NO_NSPAWN = NOT_ROOT or _lacks("systemd-nspawn", "nsenter", "unshare", "setpriv")
+NO_NSPAWN = (
+    NOT_ROOT or _lacks("systemd-nspawn", "nsenter", "unshare", "setpriv") or _groups_are_read_only()
+)
 NO_MMDEBSTRAP = NO_NSPAWN or _lacks("mmdebstrap")
 NO_SYSTEMD_TOOLS = _lacks("systemd-analyze")
 NO_SOCKET_ACTIVATE = _lacks("systemd-socket-activate")
