@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from holdoverd.agents.stream_json import (
     MAX_DEPTH,
@@ -189,6 +190,41 @@ def test_nesting_is_allowed_up_to_a_fixed_depth() -> None:
     # Brackets that only stand side by side, or in a string, nest nothing.
     assert classify(b'{"type":"user","x":[' + b"[]," * 5000 + b"[]]}").kind == "user"
     assert classify(b'{"type":"user","x":"' + b'[{\\"' * 5000 + b'"}').kind == "user"
+
+
+@pytest.mark.parametrize("lists", [0, 1, 200])
+def test_the_tightest_objects_count_as_deep_as_they_are(lists: int) -> None:
+    def tight(depth: int) -> bytes:
+        """Five bytes a level, so that length alone says as little as possible."""
+        inner = depth - lists
+        return b'{"":' * (inner - 1) + b"[" * lists + b"{}" + b"]" * lists + b"}" * (inner - 1)
+
+    assert classify(tight(MAX_DEPTH)).kind == "status"
+    assert classify(tight(MAX_DEPTH + 1)).kind == "invalid"
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b'"uuid":"u1","parent_tool_use_id":"t1","isReplay":true,"user_message_uuids":["p1"]',
+        b'"message":{"id":"m","content":[{"type":"tool_use","id":"t2","name":"Bash"}]}',
+        b'"message":{"id":7,"content":[{"type":"tool_result","tool_use_id":"t3"}]},"uuid":[]',
+        b'"message":"text","status":{"wrong":1},"tasks":7,"type":"result","total_cost_usd":1',
+        b'"message":{"content":"\\ud83d"}',
+        b'"type":7',
+        b'"x":1e999,"x":NaN',
+        b'"x":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH,
+    ],
+)
+@pytest.mark.parametrize("kind", [b"assistant", b"user"])
+def test_a_conversation_line_means_the_same_however_its_fields_stand(
+    kind: bytes, rest: bytes
+) -> None:
+    """Lines that begin as usual are read a shorter way; a space in front takes the longer one."""
+    usual = classify(b'{"type":"' + kind + b'",' + rest + b"}")
+    other = classify(b'{ "type":"' + kind + b'",' + rest + b"}")
+    assert usual.raw != other.raw
+    assert replace(usual, raw="") == replace(other, raw="")
 
 
 def test_numbers_are_allowed_up_to_a_fixed_length() -> None:
