@@ -28,6 +28,17 @@ def two_threads(main: int, sub: int) -> list[MessageRow]:
     return rows
 
 
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 255, 256, 257, 16 * 17 + 256 + 15])
+def test_a_burst_of_any_size_is_stored_whole_and_in_order(cx: Connection, count: int) -> None:
+    """Rows go many to a statement, in groups of fixed sizes: on each side of the borders."""
+    rows = [message(n, body=f'{{"number":{n}}}') for n in range(1, count + 1)]
+    store(cx, rows)
+    stored = table.log_after(cx, SESSION, 0, 1000)
+    assert [(m.seq, m.n, m.uuid, m.body) for m in stored] == [
+        (row.seq, row.n, row.uuid, row.body) for row in rows
+    ]
+
+
 # --- pages ---
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import psycopg
 
 from holdoverd.catalogue import changes, instances, messages
-from holdoverd.catalogue.statements import Statement
+from holdoverd.catalogue.statements import Insertion, Statement
 
 
 @dataclass
@@ -43,6 +43,9 @@ def statements() -> Iterator[tuple[str, Statement]]:
         for name, value in vars(module).items():
             if isinstance(value, Statement):
                 yield f"{module.__name__}.{name}", value
+            elif isinstance(value, Insertion):
+                for size, statement in value._statements:
+                    yield f"{module.__name__}.{name} of {size}", statement
     for keys, with_messages in ((("title", "state"), True), (("last_seq",), False)):
         yield "changes._fenced_update", changes._fenced_update(keys, with_messages)
 

@@ -23,6 +23,11 @@ from holdoverd.errors import CatalogueError, HoldoverError, Internal
 # on a disk that works, shorter than a person waits.
 TURN_TIMEOUT_S = 5.0
 
+# Lines of about a kilobyte fill SQLite's usual 4 KiB badly, and each page of a commit costs two
+# system calls: a burst of one session's lines takes a third less time with 8 KiB. With 16 KiB it
+# takes half, but then many slow sessions, the usual case, write half as much again to the disk.
+PAGE_BYTES = 8192
+
 _E = TypeVar("_E", bound=HoldoverError)
 
 
@@ -123,8 +128,13 @@ class SQLiteDialect(Dialect):
         def configure(connection: sqlite3.Connection, _record: object) -> None:
             # Already WAL: a look at the header. The first time it needs the file to itself and
             # heeds no timeout, which is why the writer connects inside its turn.
+            # The page size counts only where the file is still empty, so it stands first.
             _pragmas(
-                connection, "journal_mode=WAL", "synchronous=FULL", "journal_size_limit=67108864"
+                connection,
+                f"page_size={PAGE_BYTES}",
+                "journal_mode=WAL",
+                "synchronous=FULL",
+                "journal_size_limit=67108864",
             )
 
         @event.listens_for(engine, "begin")

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Select, case, func, select
 
 from holdoverd.catalogue import schema
 from holdoverd.catalogue.records import MessageRow
-from holdoverd.catalogue.statements import inserting
+from holdoverd.catalogue.statements import Insertion
 
 # contract.md, Messages
 WHOLE_BODY_BYTES = 256 * 1024
@@ -38,7 +38,7 @@ class StoredMessage(MessageRow):
 
 
 _COLUMNS = ("session", "seq", "n", "thread", "at", "kind", "uuid", "client_id", "request_id")
-_INSERT = inserting(schema.messages, (*_COLUMNS, "size", "preview", "body"))
+_INSERT = Insertion(schema.messages, (*_COLUMNS, "size", "preview", "body"))
 
 
 def body_size(body: str) -> int:
