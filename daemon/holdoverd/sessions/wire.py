@@ -19,6 +19,7 @@ from holdoverd.catalogue.records import MessageRow, PermissionRow, SessionRow, T
 from holdoverd.sessions.model import MAIN
 
 _encode = msgspec.json.Encoder().encode
+_MAIN = f'"{MAIN}"'
 
 
 def dumps(value: object) -> str:
@@ -40,11 +41,14 @@ def message_json(row: MessageRow) -> str:
         size = whole
     if size:
         body = dumps({"truncated": True, "size": size, "preview": body[:PREVIEW_CHARACTERS]})
+    # Once for every line of every agent: what needs no encoder does without.
+    thread = row.thread
+    client = "null" if row.client_id is None else dumps(row.client_id)
     request = f'"request_id":{dumps(row.request_id)},' if row.request_id is not None else ""
     return (
-        f'{{"seq":{row.seq},"n":{row.n},"thread":{dumps(row.thread)},"at":{row.at},'
-        f'"kind":"{row.kind}","uuid":{dumps(row.uuid)},"client_id":{dumps(row.client_id)},'
-        f'{request}"body":{body}}}'
+        f'{{"seq":{row.seq},"n":{row.n},"thread":{_MAIN if thread == MAIN else dumps(thread)},'
+        f'"at":{row.at},"kind":"{row.kind}","uuid":{"null" if row.uuid is None else dumps(row.uuid)},'
+        f'"client_id":{client},{request}"body":{body}}}'
     )
 
 
