@@ -25,7 +25,9 @@ DELTA_QUEUE_CHARS = 512 * 1024
 
 CATCH_UP_ROWS = 500
 CATCH_UP_BYTES = 1024 * 1024
-FRAME_CHARS = 1024 * 1024
+FRAME_CHARS = 112 * 1024
+"""Some copies are made of a frame on its way; from 128 KiB each is mapped, faulted in, unmapped."""
+
 MAX_SUBSCRIPTIONS = 256
 
 CLOSE_ENDED = (1000, "session ended")
