@@ -205,8 +205,8 @@ async def test_a_second_client_answers_for_the_first_and_everybody_has_the_same_
     assert (answer["body"]["outcome"], answer["body"]["answered_by"]) == ("allow", "colleague")
     (result,) = of_kind(first, "result")
     assert not result["body"]["is_error"]
-    view = api.session(session)
-    assert (view["state"], view["pending"], view["queued"]) == ("idle", [], [])
+    view = api.wait_state(session, "idle")  # said by the agent a moment after its result
+    assert (view["pending"], view["queued"]) == ([], [])
     assert view["last_seq"] == len(log)
 
 
