@@ -137,7 +137,7 @@ def test_ends_of_messages_and_turns_leave_nothing_open() -> None:
     stopped.event("message_stop")
     result.line(type="result", is_error=True)
     next_one.start("m2")
-    gone.blocks.clear()
+    gone.blocks.close("main")
     for talk in (stopped, result, next_one, gone):
         assert talk.shown() == []
     assert next_one.blocks.replay_from() == 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from tests.catalogue.examples import (
     a_session,
     full_change,
     main_thread,
+    message,
     session_id,
 )
 
@@ -72,11 +74,14 @@ def adoptable(cx: Connection, live: set[int], own: int | None = None) -> set[int
 
 
 def test_sessions_of_the_dead_are_adopted_and_those_of_the_living_are_not(cx: Connection) -> None:
+    def working(number: int, **row: Any) -> None:
+        name = session_id(number)
+        launch = a_launch(f"l_{number}", session=name)
+        sessions.create_session(cx, a_session(id=name, **row), Change(launch=launch))
+
     for number, generation in enumerate([1, 2, 3, 3], start=1):
-        row = a_session(id=session_id(number), generation=generation, state="idle")
-        sessions.create_session(cx, row, Change())
-    elsewhere = a_session(id=session_id(9), generation=1, host="beta")
-    sessions.create_session(cx, elsewhere, Change())
+        working(number, generation=generation)
+    working(9, generation=1, host="beta")
     assert adoptable(cx, {2, 3}) == {1}
     assert adoptable(cx, {1, 2, 3}) == set()
     assert adoptable(cx, set()) == {1, 2, 3, 4}
@@ -85,22 +90,44 @@ def test_sessions_of_the_dead_are_adopted_and_those_of_the_living_are_not(cx: Co
 
 
 @pytest.mark.parametrize(
-    ("state", "launch", "needs_an_owner"),
+    ("row", "launch", "prompt", "needs_an_owner"),
     [
-        *[(state, None, True) for state in ("starting", "idle", "working", "waiting", "dormant")],
-        ("ended", None, False),
-        ("ended", "ended", False),
-        ("ended", "live", True),  # its last words have not been read
-        ("failed", None, False),
-        ("failed", "starting", True),
+        *[
+            ({"state": state}, None, None, False)
+            for state in ("idle", "dormant", "ended", "failed")
+        ],
+        ({"state": "idle"}, "live", None, True),
+        ({"state": "starting"}, "starting", None, True),
+        ({"state": "dormant"}, "ended", None, False),
+        ({"state": "dormant"}, "ended", "queued", True),
+        ({"state": "dormant"}, "ended", "echoed", False),
+        ({"state": "ended"}, "ended", "cancelled", False),
+        ({"state": "ended"}, "live", None, True),  # its last words have not been read
+        ({"state": "failed", "error": "{}"}, "ended", "queued", False),
+        ({"state": "failed", "error": "{}"}, "starting", None, True),
     ],
 )
 def test_only_sessions_that_need_an_owner_are_adopted(
-    cx: Connection, state: str, launch: str | None, needs_an_owner: bool
+    cx: Connection,
+    row: dict[str, Any],
+    launch: str | None,
+    prompt: str | None,
+    needs_an_owner: bool,
 ) -> None:
-    change = Change() if launch is None else Change(launch=a_launch(state=launch))
-    sessions.create_session(cx, a_session(state=state), change)
+    change = Change(
+        messages=[message(1)] if prompt else [],
+        prompts=[a_prompt(state=prompt)] if prompt else [],
+        launch=a_launch(state=launch) if launch else None,
+    )
+    sessions.create_session(cx, a_session(**row), change)
     assert adoptable(cx, {7}) == ({1} if needs_an_owner else set())
+
+
+def test_the_files_of_launches_that_are_not_over_are_wanted(cx: Connection) -> None:
+    sessions.create_session(cx, a_session(), Change(launch=a_launch("l_1")))
+    sessions.apply_change(cx, SESSION, 1, Change(launch=a_launch("l_2", state="ended")))
+    sessions.apply_change(cx, SESSION, 1, Change(launch=a_launch("l_3", state="starting")))
+    assert sorted(sessions.launches_not_ended(cx)) == ["l_1", "l_3"]
 
 
 def test_states_are_counted_by_owner(cx: Connection) -> None:

@@ -13,6 +13,7 @@ from holdoverd.sessions import viewer as viewer_module
 from holdoverd.sessions.model import Delta, Status
 from holdoverd.sessions.viewer import (
     CLOSE_GOING_AWAY,
+    CLOSE_UNSHARED,
     DELTA_QUEUE_CHARS,
     QUEUE_CHARS,
     Hub,
@@ -33,7 +34,6 @@ class Stage:
         self.rows: list[MessageRow] = []
         self.hub = Hub(0, {})
         self.snapshot = Snapshot([], [])
-        self.ended = False
         self.reading: Callable[[], None] = lambda: None
         for _ in range(stored):
             self.store()
@@ -77,7 +77,6 @@ class Stage:
             after=after,
             main_n=main_n,
             resync=False,
-            ended=lambda: self.ended,
             **more,
         )
 
@@ -268,12 +267,61 @@ async def test_an_ended_session_closes_1000_after_its_last_message(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     stage = Stage(2)
-    stage.ended = True
+    stage.hub.ended = True
     viewer = stage.view()
     assert seqs(await frames_until_live(viewer)) == [1, 2]
     with pytest.raises(ViewerClosed) as closed:
         await viewer.next_frame()
     assert closed.value.code == 1000
+
+
+async def test_nobody_becomes_live_on_a_state_that_is_ahead_of_what_was_published(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Else the delta in the snapshot would come a second time with what is published next."""
+    stage = Stage(1)
+    viewer = stage.view()
+    stage.hub.ahead = True
+    stage.snapshot = Snapshot([], [("main", delta_frame("main", '"hello world"'))])
+    frames = await taken(viewer)
+    assert [f["type"] for f in frames] == ["hello", "messages"]
+    stage.says(Delta("main", '" world"'))
+    assert [f["type"] for f in await taken(viewer)] == ["delta", "live"]
+
+
+async def test_what_was_ahead_and_is_taken_back_lets_viewers_go_on(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    stage = Stage()
+    viewer = stage.view()
+    stage.hub.ahead = True
+    assert [f["type"] for f in await taken(viewer)] == ["hello"]
+    stage.hub.settled()
+    assert [f["type"] for f in await taken(viewer)] == ["live"]
+
+
+async def test_a_viewer_who_comes_after_the_hub_was_closed_is_closed_too(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    stage = Stage(1)
+    stage.hub.close_all(CLOSE_GOING_AWAY)
+    viewer = stage.view()
+    with pytest.raises(ViewerClosed) as closed:
+        while True:
+            await viewer.next_frame()
+    assert closed.value.code == 1001
+
+
+async def test_a_viewer_who_loses_the_right_to_watch_sees_nothing_more(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    stage = Stage(5)
+    viewer = stage.view(owner="bob")
+    await viewer.next_frame()
+    stage.hub.close_others("ann", CLOSE_UNSHARED)
+    with pytest.raises(ViewerClosed) as closed:
+        await viewer.next_frame()
+    assert closed.value.code == 4003
 
 
 async def test_a_catalogue_that_cannot_be_read_sends_the_viewer_away_with_its_cursor(

@@ -117,10 +117,9 @@ class OpenBlocks:
         elif frame.subtype == "task_notification" and frame.tool_use_id is not None:
             self._close_thread(frame.tool_use_id)
 
-    def clear(self) -> None:
-        """The process is gone; nothing is open any more."""
-        self._messages.clear()
-        self._total_chars = self._blocks = 0
+    def close(self, thread: str) -> None:
+        """Nothing that is open in `thread` will go on: its agent has ended or was interrupted."""
+        self._close_thread(thread)
 
     def snapshot(self) -> list[tuple[str, str]]:
         """``(thread, line)`` for each open block, in the order threads and blocks opened."""

@@ -71,11 +71,14 @@ class PromptRow:
 
 @dataclass(slots=True)
 class OutboxRow:
-    """One numbered command for a launch's keeper. `line` None means: the body of message `seq`."""
+    """One numbered command for a launch's keeper: a line for its agent, or the end of its stdin.
+
+    `line` None means: the body of message `seq`.
+    """
 
     launch: str
     n: int
-    kind: Literal["line", "end", "signal"]
+    kind: Literal["line", "end"]
     line: str | None
     seq: int | None
 

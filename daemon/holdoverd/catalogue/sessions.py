@@ -9,7 +9,7 @@ import binascii
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, or_, select, tuple_
+from sqlalchemy import Connection, and_, func, or_, select, tuple_
 
 from holdoverd.catalogue import schema
 from holdoverd.catalogue.changes import (
@@ -134,13 +134,20 @@ def sessions_to_adopt(
 ) -> list[str]:
     """Sessions of this host whose owner is no live generation, or is `own`, and that need an owner.
 
-    Need: a launch not read to its end, or a state other than ``ended`` and ``failed``.
+    Need: a launch not read to its end, or a prompt that waits, unless its agent could not be
+    started (then a person decides when to try again). One that rests needs no owner until
+    somebody asks for it.
     """
-    table, launches = schema.sessions, schema.launches
+    table, launches, prompts = schema.sessions, schema.launches, schema.prompts
     living = set(live_generations) - {own}
     unread = (
         select(launches.c.id)
         .where(launches.c.session == table.c.id, launches.c.state != "ended")
+        .exists()
+    )
+    waiting = (
+        select(prompts.c.id)
+        .where(prompts.c.session == table.c.id, prompts.c.state == "queued")
         .exists()
     )
     return list(
@@ -148,10 +155,16 @@ def sessions_to_adopt(
             select(table.c.id)
             .where(table.c.host == host, table.c.generation.not_in(sorted(living)))
             .where(table.c.state != schema.PURGED)
-            .where(or_(table.c.state.not_in(["ended", "failed"]), unread))
+            .where(or_(unread, and_(waiting, table.c.error.is_(None))))
             .order_by(table.c.updated_at.desc(), table.c.id.desc())
         ).scalars()
     )
+
+
+def launches_not_ended(cx: Connection) -> list[str]:
+    """Launches that are not read to their end, of every session; their files are still wanted."""
+    table = schema.launches
+    return list(cx.execute(select(table.c.id).where(table.c.state != "ended")).scalars())
 
 
 def list_sessions(

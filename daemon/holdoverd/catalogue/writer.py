@@ -175,7 +175,7 @@ class Writer:
             )
 
 
-class _Raised(Exception):  # noqa: N818
+class _Raised(Exception):
     """A function of the group raised; whose fault that is shows in the second run."""
 
 

@@ -28,7 +28,7 @@ _WORDS = ("the", "clock", "keeps", "time", "when", "its", "reference", "is", "go
 _JOINED = frozenset({"say", "think", "tool"})
 
 
-class Interrupted(Exception):  # noqa: N818 - it is no error
+class Interrupted(Exception):
     """The turn was told to stop."""
 
 

@@ -11,8 +11,8 @@ import errno
 import fcntl
 import os
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,16 +123,22 @@ class Lock:
 
 
 def bind_listener(path: Path) -> socket.socket:
-    """The way to a keeper: a listening socket that only the daemon's user can reach by path."""
-    with suppress(FileNotFoundError):
-        path.unlink()
+    """The way to a keeper: a listening socket that only the daemon's user can reach by path.
+
+    Raises LaunchError.
+    """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
+        path.unlink(missing_ok=True)
         listener.bind(str(path))
         listener.listen(16)
-    except OSError:
+    except OSError as error:
         listener.close()
-        raise
+        raise LaunchError(
+            f"The keeper's socket {path} cannot be made: {error.strerror}. See to it that its "
+            "folder exists, has room, and that the daemon's user may write there.",
+            code="listener",
+        ) from error
     return listener
 
 
@@ -150,44 +156,32 @@ async def start_keeper(
     there is no agent, and KeeperError when nobody can tell (no answer): probe the keeper then.
     """
     agent_socket = paths.agents / f"{account}.sock"
-    sent = False
     try:
         observe("make_spool")
-        spool = os.open(
-            paths.spool(launch), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
-        )
-        try:
+        with _spool(paths.spool(launch)) as spool:
             observe("bind_listener")
             with bind_listener(paths.listener(launch)) as listener:
-                observe("connect_agent_socket")
+                fds = [listener.fileno(), lock.fileno(), spool]
                 with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-                    with trio.fail_after(ANSWER_S):
-                        await sock.connect(str(agent_socket))
-                        observe("send_request")
-                        sent = True
-                        await _send_with_fds(
-                            sock,
-                            protocol.launch_request(request),
-                            [listener.fileno(), lock.fileno(), spool],
-                        )
-                        listener.close()
-                        lock.close()
-                        observe("await_answer")
-                        answer = await _receive_line(sock)
-        finally:
-            os.close(spool)
-    except trio.TooSlowError as error:
-        raise KeeperError(
-            f"The keeper of launch {launch} has not answered within {ANSWER_S:.0f} s."
-        ) from error
-    except OSError as error:
-        if sent:
-            raise KeeperError(f"The launch connection broke: {error.strerror}.") from error
-        raise LaunchError(
-            f"The agent socket {agent_socket} does not answer ({error.strerror}); see "
-            f"`systemctl status 'holdover-agent-{account}.socket'`, or start `holdover up` again.",
-            code="agent_socket",
-        ) from error
+                    observe("connect_agent_socket")
+                    await _connect(sock, agent_socket, account)
+                    observe("send_request")
+                    try:
+                        with trio.fail_after(ANSWER_S):
+                            await _send_with_fds(sock, protocol.launch_request(request), fds)
+                            listener.close()
+                            lock.close()
+                            observe("await_answer")
+                            answer = await _receive_line(sock)
+                    except trio.TooSlowError as error:
+                        raise KeeperError(
+                            f"The keeper of launch {launch} has not answered within "
+                            f"{ANSWER_S:.0f} s."
+                        ) from error
+                    except OSError as error:
+                        raise KeeperError(
+                            f"The launch connection broke: {error.strerror}."
+                        ) from error
     finally:
         lock.close()
     said = protocol.parse_launch_answer(answer)
@@ -205,6 +199,37 @@ async def start_keeper(
         fresh=bool(said.get("fresh")),
         isolation=str(said.get("isolation") or "none"),
     )
+
+
+@contextmanager
+def _spool(path: Path) -> Iterator[int]:
+    """The launch's spool, made and open for appending. Raises LaunchError."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise LaunchError(
+            f"The spool {path} cannot be made: {error.strerror}. Make room, or see to it that the "
+            "daemon's user may write there.",
+            code="spool",
+        ) from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+async def _connect(sock: trio.socket.SocketType, path: Path, account: str) -> None:
+    """Raises LaunchError: nothing listens for launches of this account."""
+    try:
+        with trio.fail_after(ANSWER_S):
+            await sock.connect(str(path))
+    except (OSError, trio.TooSlowError) as error:
+        why = error.strerror if isinstance(error, OSError) else f"silent for {ANSWER_S:.0f} s"
+        raise LaunchError(
+            f"The agent socket {path} does not answer ({why}); see "
+            f"`systemctl status 'holdover-agent-{account}.socket'`, or start `holdover up` again.",
+            code="agent_socket",
+        ) from error
 
 
 async def _send_with_fds(sock: trio.socket.SocketType, data: bytes, fds: list[int]) -> None:

@@ -17,6 +17,10 @@ from holdoverd.keeper.owner_side import Event as OwnerEvent
 GREETING_S = 5.0
 
 
+class AgentDeafError(KeeperError):
+    """The agent has closed its stdin, or exited: no command reaches it any more."""
+
+
 class KeeperLink:
     """One greeted connection. `last` is the highest command that the keeper holds whole."""
 
@@ -105,6 +109,8 @@ class KeeperLink:
                     case protocol.Replaced() | protocol.Stale():
                         raise StaleEpoch("A newer owner greeted the keeper.")
                     case protocol.Error(text=text):
+                        if "not delivered" in text:
+                            raise AgentDeafError(f"The keeper could not deliver: {text}")
                         raise KeeperError(f"The keeper refused a command: {text}")
                     case _:
                         pass

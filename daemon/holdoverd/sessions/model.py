@@ -11,7 +11,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
+
+import msgspec
 
 from holdoverd.agents import host_frames
 from holdoverd.agents.stream_json import Frame, OpenBlocks, OversizeLine
@@ -26,7 +28,7 @@ from holdoverd.catalogue.records import (
     SessionRow,
     ThreadRow,
 )
-from holdoverd.errors import Conflict, Gone, NotFound
+from holdoverd.errors import Conflict, Gone, NotFound, TooLarge
 from holdoverd.ids import new_id
 from holdoverd.sessions.levels import Facts, TurnTracker, state_of
 
@@ -45,10 +47,18 @@ MAX_NOTICED_FAULTS = 20
 """Unreadable lines of one launch that get a notice of their own; the rest are counted."""
 
 MAX_QUEUED_PROMPTS = 100
+
+MAX_LINE_BYTES = 16 * 1024 * 1024
+"""The keeper's bound for one line of the agent's stdin (PROTOCOL.md)."""
+
 MAX_TOOL_THREADS = 4096
 
 SUBAGENT_TOOLS = frozenset({"Agent", "Task"})
 """Tools whose use starts a sub-agent, and with it a thread (stream-json.md §9)."""
+
+
+_FLAGS = ("purging", "creating", "_live_changed", "_saved_small")
+"""What an act of a person may alter beside the records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +88,8 @@ class Step:
     events: list[Event] = field(default_factory=list)
     launch_ended: bool = False
     initialized: bool = False
+    levels_changed: bool = False
+    """A thread was opened or closed; other levels show in the change itself."""
 
     @property
     def must_commit(self) -> bool:
@@ -93,6 +105,11 @@ class Step:
             or change.session
             or (change.launch is not None and change.launch.state != "live")
         )
+
+    @property
+    def size_hint(self) -> int:
+        """About how many bytes storing it writes."""
+        return sum(len(m.body) for m in self.change.messages)
 
 
 class SavePoint:
@@ -114,6 +131,8 @@ class SavePoint:
         self._dicts = [
             (live, dict(live)) for live in (model.threads, model.permissions, model.prompts)
         ]
+        self._model = model
+        self._flags = {name: getattr(model, name) for name in _FLAGS}
 
     def restore(self) -> None:
         for record, saved in self._records:
@@ -122,12 +141,14 @@ class SavePoint:
         for live, before in self._dicts:
             live.clear()
             live.update(before)  # type: ignore[arg-type]
+        for name, value in self._flags.items():
+            setattr(self._model, name, value)
 
 
 class SessionModel:
     """One session in memory, as its owner holds it.
 
-    `prompts` holds those queued or uncertain only, `permissions` those open only.
+    `prompts` holds those queued only, `permissions` those open only.
     """
 
     def __init__(
@@ -144,7 +165,7 @@ class SessionModel:
         self.threads = {t.thread: t for t in threads}
         self.threads.setdefault(MAIN, ThreadRow(MAIN, None, None, 0, "open"))
         self.permissions = {p.request_id: p for p in permissions if p.state == "open"}
-        self.prompts = {p.id: p for p in prompts if p.state in ("queued", "uncertain")}
+        self.prompts = {p.id: p for p in prompts if p.state == "queued"}
         self.launch = launch
         self.wanted = False
         """The owner is about to start an agent; forgotten with the owner, decided anew by the next."""
@@ -163,6 +184,10 @@ class SessionModel:
         """The agent has taken a prompt at some time: it has a conversation to go on with."""
         self.creating = bool(live.get("creating"))
         """Nobody has been told of this session yet: it goes if its first launch does."""
+        self.purging = bool(live.get("purging"))
+        """The session has ended and goes, rows and all, as soon as it has no agent."""
+        # Prompts that wait no more, so that a late echo of one is not taken for a foreign prompt.
+        self._settled: OrderedDict[str, None] = OrderedDict()
         # The larger part of the live state is written out again only when it has changed.
         self._live_changed = False
         self._saved_small: dict[str, object] = {}
@@ -180,7 +205,7 @@ class SessionModel:
                 wanted=self.wanted,
                 ready=self._ready,
                 open_permissions=len(self.permissions),
-                queued_prompts=sum(p.state == "queued" for p in self.prompts.values()),
+                queued_prompts=len(self.prompts),
                 turn_open=self._turn.open,
             )
         )
@@ -191,19 +216,11 @@ class SessionModel:
 
     def queued_ids(self) -> list[str]:
         """Prompts that no agent has taken yet, in the order in which they were accepted."""
-        queued = [p for p in self.prompts.values() if p.state == "queued"]
-        return [p.id for p in sorted(queued, key=lambda p: p.seq)]
+        return [p.id for p in sorted(self.prompts.values(), key=lambda p: p.seq)]
 
     def save_point(self) -> SavePoint:
         """For steps made of acts of people only: these alter nothing that it does not hold."""
         return SavePoint(self)
-
-    def set_ownership(self, *, generation: int, host: str, release: str, owner_epoch: int) -> None:
-        """The compare-and-set in the catalogue succeeded; the session is this instance's."""
-        self.row.generation = generation
-        self.row.host = host
-        self.row.release = release
-        self.row.owner_epoch = owner_epoch
 
     # -- storing ------------------------------------------------------------------------------
 
@@ -222,6 +239,10 @@ class SessionModel:
         row = self.threads.get(thread)
         if row is None:
             row = self._open_thread(step, thread, parent=MAIN, title=None)
+        elif row.state == "done" and kind in ("assistant", "user"):
+            # An agent in the background: its tool use is answered at once, and it goes on.
+            row.state = "open"
+            step.levels_changed = True
         self.row.last_seq += 1
         row.n += 1
         message = MessageRow(
@@ -245,14 +266,28 @@ class SessionModel:
         row = ThreadRow(thread, parent, title, 0, "open")
         self.threads[thread] = row
         step.change.threads.append(row)
+        step.levels_changed = True
         return row
 
-    def _command(self, step: Step, line: str | None, *, seq: int | None = None) -> None:
-        """Number a line for the keeper of the present launch."""
+    def _command(
+        self, step: Step, line: str | None, *, seq: int | None = None, end: bool = False
+    ) -> None:
+        """Number a line, or the end of stdin, for the keeper of the present launch.
+
+        Raises TooLarge for a line that no keeper takes.
+        """
         launch = self.launch
         assert launch is not None, "only a session with a launch has a keeper to send to"
+        if line is not None and len(line) > MAX_LINE_BYTES // 4:
+            size = len(line.encode())
+            if size > MAX_LINE_BYTES:
+                raise TooLarge(
+                    f"The agent would have to be sent {size:,} bytes in one line; the most is "
+                    f"{MAX_LINE_BYTES:,}. Deny the request, or interrupt the agent."
+                )
         launch.last_n += 1
-        step.change.outbox.append(OutboxRow(launch.id, launch.last_n, "line", line, seq))
+        kind: Literal["line", "end"] = "end" if end else "line"
+        step.change.outbox.append(OutboxRow(launch.id, launch.last_n, kind, line, seq))
         step.change.launch = launch
 
     def seal(self, step: Step, at: int) -> Step:
@@ -270,6 +305,7 @@ class SessionModel:
             "initialize_id": self._initialize_id,
             "begun": self.conversation_begun,
             "creating": self.creating,
+            "purging": self.purging,
         }
         if self._live_changed or small != self._saved_small:
             self._live_changed, self._saved_small = False, small
@@ -330,7 +366,7 @@ class SessionModel:
                     at,
                 )
             case "control_response":
-                self._answered(step, frame)
+                self._answered(step, frame, at)
             case "end":
                 self._end_record(step, frame, at)
             case "invalid":
@@ -381,7 +417,10 @@ class SessionModel:
     def _close_thread(self, step: Step, thread: str | None) -> None:
         row = self.threads.get(thread or "")
         if row is not None and row.thread != MAIN and row.state != "done":
+            # Nothing open in it will go on; an open block would pin the spool (`replay_from`).
+            self.blocks.close(row.thread)
             row.state = "done"
+            step.levels_changed = True
             if row not in step.change.threads:
                 step.change.threads.append(row)
 
@@ -410,6 +449,8 @@ class SessionModel:
             self._turn.task(frame.task_id, running=True)
         elif frame.task_id is not None and frame.subtype == "task_notification":
             self._turn.task(frame.task_id, running=False)
+        elif frame.command_uuid is not None and frame.state == "cancelled":
+            self._dropped(step, frame.command_uuid, at)
         if frame.subtype == "task_notification":
             self._close_thread(step, frame.tool_use_id)
         self.blocks.apply(frame)
@@ -451,6 +492,8 @@ class SessionModel:
         """The agent's receipt for a prompt. Its own row stands in the log already."""
         self._ready = True
         prompt = self.prompts.pop(frame.uuid or "", None)
+        if prompt is None and frame.uuid in self._settled:
+            return
         if prompt is not None:
             self._turn.opened()
             self.conversation_begun = True
@@ -461,11 +504,34 @@ class SessionModel:
             # Not ours: a command that the agent gave itself, or one typed on its own terminal.
             self._store(step, "user", frame.raw, at, thread=frame.thread, uuid=frame.uuid)
 
+    def _dropped(self, step: Step, prompt_id: str, at: int) -> None:
+        """The agent has cancelled a prompt that waited in its queue; it will not run."""
+        prompt = self.prompts.pop(prompt_id, None)
+        if prompt is not None:
+            prompt.state = "cancelled"
+            step.change.prompts.append(prompt)
+            self._settle(prompt_id)
+            self._notice_cancelled(step, prompt, at)
+
+    def _notice_cancelled(self, step: Step, prompt: PromptRow, at: int) -> None:
+        self.notice(
+            step,
+            "prompt_cancelled",
+            "A prompt was withdrawn before the agent took it up.",
+            at,
+            {"prompt_id": prompt.id, "seq": prompt.seq},
+        )
+
+    def _settle(self, prompt_id: str) -> None:
+        self._settled[prompt_id] = None
+        if len(self._settled) > MAX_RECENT_UUIDS:
+            self._settled.popitem(last=False)
+
     def _asked(self, step: Step, frame: Frame, at: int) -> None:
         request = frame.request
         agent_request_id = frame.request_id or ""
-        if request is None or self.launch is None:
-            return
+        if request is None or self.launch is None or self.row.ended_at is not None:
+            return  # an agent that is being ended gets no answers any more
         self._ready = True
         if request.subtype == "request_user_dialog":
             return  # an undeclared kind must not be answered (stream-json.md §6.1)
@@ -508,7 +574,10 @@ class SessionModel:
                 request_id=permission.request_id,
             )
 
-    def _answered(self, step: Step, frame: Frame) -> None:
+    def _answered(self, step: Step, frame: Frame, at: int) -> None:
+        """An answer to a request of ours; any other id is the echo of an answer of ours."""
+        for prompt_id in (frame.response.cancelled if frame.response else None) or ():
+            self._dropped(step, prompt_id, at)
         if frame.request_id is not None and frame.request_id == self._initialize_id:
             self._initialize_id = None
             self._ready = True
@@ -597,11 +666,7 @@ class SessionModel:
     def unsettled_prompts(self) -> list[PromptRow]:
         """Prompts that an earlier agent process may have seen: it died before an echo of them."""
         current = self.launch.id if self.launch else None
-        return [
-            p
-            for p in self.prompts.values()
-            if p.state == "queued" and p.launch is not None and p.launch != current
-        ]
+        return [p for p in self.prompts.values() if p.launch is not None and p.launch != current]
 
     def settle_prompts(
         self, step: Step, *, found: frozenset[str], searchable: bool, at: int
@@ -616,11 +681,13 @@ class SessionModel:
                 self.conversation_begun = True
                 prompt.state = "echoed"
                 del self.prompts[prompt.id]
+                self._settle(prompt.id)
             elif searchable:
                 prompt.launch = None
             else:
                 prompt.state = "uncertain"
                 del self.prompts[prompt.id]
+                self._settle(prompt.id)
                 self.notice(
                     step,
                     "prompt_uncertain",
@@ -635,25 +702,36 @@ class SessionModel:
         """The launch on record never came to life; nothing was said and nothing is told."""
         launch = self.launch
         assert launch is not None, "only a launch that has begun can be abandoned"
+        self._end_launch(step, launch)
+
+    def _end_launch(self, step: Step, launch: LaunchRow) -> None:
         launch.state = "ended"
         step.change.launch = launch
+        step.change.outbox_acked = (launch.id, launch.last_n)  # nobody will ever take the rest
+        step.launch_ended = True
         self.launch = None
+
+    def announce(self, step: Step) -> None:
+        """Somebody is about to be told of this new session: it stays, whatever its launch does."""
+        self.creating = False
+        step.change.launch = self.launch
+        step.levels_changed = True
 
     def launch_failed(self, step: Step, *, code: str, message: str, at: int) -> None:
         """No agent could be started. Prompts that wait stay queued: the next resume sends them."""
         if self.launch is not None:
-            self.launch.state = "ended"
-            step.change.launch = self.launch
-            self.launch = None
+            self._end_launch(step, self.launch)
         self.row.error = _dumps({"code": code, "message": message})
         step.change.session["error"] = self.row.error
         self.notice(step, "launch_failed", message, at, {"code": code})
 
-    def launch_over(self, step: Step, outcome: str | None, at: int) -> None:
+    def launch_over(
+        self, step: Step, outcome: str | None, at: int, *, rebooted: bool = False
+    ) -> None:
         """The agent is gone and its spool read to the end.
 
         `outcome`: the keeper's end record, or None: the keeper died too, and nobody knows how the
-        agent ended.
+        agent ended. `rebooted`: the host was started anew since the agent was.
         """
         launch = self.launch
         assert launch is not None, "only a launch that has begun can end"
@@ -662,6 +740,8 @@ class SessionModel:
         told = _json_object(outcome)
         status, signal, oom = told.get("status"), told.get("signal"), bool(told.get("oom"))
         data = {"status": status, "signal": signal, "oom": oom, "turn_cut": self._turn.open}
+        if rebooted:
+            data["rebooted"] = True
         if told.get("cut"):
             data["cut"] = True
         if oom:
@@ -670,14 +750,14 @@ class SessionModel:
             text = f"The agent was ended by signal {signal}."
         elif status is not None:
             text = f"The agent exited with status {status}."
+        elif rebooted:
+            text = "The agent ended with the host, which was started anew."
         else:
             text = "The agent is gone; how it ended is not known."
         if not ended:
             text += " The next prompt resumes the session."
-        launch.state, launch.outcome = "ended", outcome
-        step.change.launch = launch
-        step.launch_ended = True
-        self.launch = None
+        launch.outcome = outcome
+        self._end_launch(step, launch)
         self._fresh_process()
         self.notice(step, "agent_exited", text, at, data)
         for thread in list(self.threads):
@@ -733,7 +813,7 @@ class SessionModel:
         Raises NotFound where no such prompt waits, Conflict where an agent may have it already.
         """
         prompt = self.prompts.get(prompt_id)
-        if prompt is None or prompt.state != "queued":
+        if prompt is None:
             raise NotFound(f"No prompt {prompt_id[:64]!r} waits in session {self.row.id}.")
         if prompt.launch is not None:
             raise Conflict(
@@ -742,13 +822,7 @@ class SessionModel:
         prompt.state = "cancelled"
         del self.prompts[prompt_id]
         step.change.prompts.append(prompt)
-        self.notice(
-            step,
-            "prompt_cancelled",
-            "A prompt was withdrawn before the agent took it.",
-            at,
-            {"prompt_id": prompt_id, "seq": prompt.seq},
-        )
+        self._notice_cancelled(step, prompt, at)
 
     def answer(
         self,
@@ -762,21 +836,24 @@ class SessionModel:
         remember: Any,
         at: int,
     ) -> PermissionRow:
-        """Answer an open permission, for good. Raises NotFound when it is not open here.
+        """Answer an open permission, for good.
 
-        The caller tells "answered before" and "withdrawn" from "never asked" by the catalogue.
+        Raises NotFound when it is not open here, TooLarge when allowing it cannot be told to the
+        agent. The caller tells "answered before" and "withdrawn" from "never asked" by the catalogue.
         """
+        if self.row.ended_at is not None:
+            raise Gone(f"Session {self.row.id} has ended; its agent waits for no answer.")
         permission = self.permissions.get(request_id)
         if permission is None:
             raise NotFound(f"Session {self.row.id} has no open permission {request_id}.")
         if behavior == "allow":
-            request = _json_object(permission.request)
-            tool_use_id = request.get("tool_use_id")
-            given = request.get("input") or {}
+            tool_use_id = _json_object(permission.request).get("tool_use_id")
             line = host_frames.allow(
                 permission.agent_request_id,
                 # The input is always echoed: older agents require it (stream-json.md §7).
-                updated_input=_dumps(given if updated_input is None else updated_input),
+                updated_input=_dumps(updated_input)
+                if updated_input is not None
+                else _input_of(permission.request),
                 tool_use_id=tool_use_id if isinstance(tool_use_id, str) else None,
                 updated_permissions=[_dumps(remember)] if remember is not None else (),
             )
@@ -806,18 +883,7 @@ class SessionModel:
 
     def close_stdin(self, step: Step) -> None:
         """Let the agent finish and leave (stream-json.md §11)."""
-        self._numbered(step, "end", None)
-
-    def signal(self, step: Step, name: str) -> None:
-        """INT, TERM or KILL for the agent."""
-        self._numbered(step, "signal", name)
-
-    def _numbered(self, step: Step, kind: Any, text: str | None) -> None:
-        launch = self.launch
-        assert launch is not None, "only a session with a launch has a keeper to send to"
-        launch.last_n += 1
-        step.change.outbox.append(OutboxRow(launch.id, launch.last_n, kind, text, None))
-        step.change.launch = launch
+        self._command(step, None, end=True)
 
     def set_columns(self, step: Step, **columns: Any) -> None:
         """Title, model, permission mode or share, as a person set it."""
@@ -826,14 +892,21 @@ class SessionModel:
                 setattr(self.row, name, value)
                 step.change.session[name] = value
 
-    def end(self, step: Step, at: int) -> None:
-        """Nothing more will be asked of this session. Its agent is stopped by the owner."""
+    def end(self, step: Step, at: int, *, purge: bool = False) -> None:
+        """Nothing more will be asked of this session. Its agent is stopped by the owner.
+
+        `purge`: once it has no agent it goes, with all that it said.
+        """
+        if purge and not self.purging:
+            self.purging = True
+            step.change.session["updated_at"] = at
         if self.row.ended_at is None:
             self.row.ended_at = at
             step.change.session["ended_at"] = at
             for prompt in self.prompts.values():
                 prompt.state = "cancelled"
                 step.change.prompts.append(prompt)
+                self._settle(prompt.id)
             self.prompts.clear()
 
 
@@ -847,6 +920,18 @@ def _dumps(value: object) -> str:
     except UnicodeEncodeError:  # an unpaired surrogate, legal in JSON only as an escape
         return json.dumps(value, separators=(",", ":"))
     return text
+
+
+class _Request(msgspec.Struct):
+    input: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+def _input_of(request: str) -> str:
+    """The agent's own text of a request's input: what it said goes back to it unchanged."""
+    try:
+        return bytes(msgspec.json.decode(request, type=_Request).input).decode()
+    except msgspec.DecodeError:  # a lone surrogate, which msgspec refuses and agents send
+        return _dumps(_json_object(request).get("input") or {})
 
 
 def _json_object(text: str | None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from secrets import token_hex
 from typing import Any, Literal, TypeVar
 
 import trio
+from sqlalchemy import Connection
 
 from holdoverd.agents import host_frames
 from holdoverd.agents.presets import AgentSettings, build_launch
@@ -28,6 +29,7 @@ from holdoverd.catalogue.store import Catalogue
 from holdoverd.errors import (
     Capacity,
     CatalogueError,
+    Internal,
     KeeperError,
     LaunchError,
     LockHeld,
@@ -39,7 +41,7 @@ from holdoverd.errors import (
 from holdoverd.ids import new_id, now_ms
 from holdoverd.keeper import protocol
 from holdoverd.sessions import launcher
-from holdoverd.sessions.link import KeeperLink
+from holdoverd.sessions.link import AgentDeafError, KeeperLink
 from holdoverd.sessions.model import MAIN, SessionModel, Step
 from holdoverd.sessions.spool import Spool, SpoolWatch, Wake
 from holdoverd.sessions.viewer import (
@@ -63,8 +65,13 @@ LOCK_S = 10.0
 """How long an act of a person waits for its turn; beyond it the catalogue must be stuck."""
 
 RETRY_S = 1.0
+PURGE_RETRY_S = 10.0
+GREET_AGAIN_S = 0.2
 COMMIT_BYTES = 1024 * 1024
 """Live-only lines are committed past, without a message, only once there are this many bytes."""
+
+MAX_REPLAY_BYTES = 64 * 1024 * 1024
+"""How far back a new owner reads at most to show a sentence from its beginning."""
 
 FRUITLESS_LAUNCHES = 3
 """Agents started one after another that took no prompt; then the session is ``failed``."""
@@ -107,15 +114,44 @@ class OwnedSession:
         self._gone = trio.Event()
         self._starting = False
         self._stopping = False
+        # TERM or KILL for an agent that takes no numbered command any more
+        self._signal: str | None = None
+        self._talk_scope: trio.CancelScope | None = None
         self._fruitless = 0
         self._launch_scope: trio.CancelScope | None = None
         self.hub = Hub(model.row.last_seq, {t.thread: t.n for t in model.threads.values()})
+        self.hub.ended = model.row.ended_at is not None and model.launch is None
         self._view = self._build_view()
         self._levels = levels_of(self._view)
 
     @property
     def id(self) -> str:
         return self.model.row.id
+
+    @property
+    def resting(self) -> bool:
+        """No agent, nobody who watches, nothing under way: it can be forgotten and adopted anew."""
+        return (
+            self.model.launch is None
+            and not self._starting
+            and not len(self.hub)
+            and not self._lock.locked()
+        )
+
+    @property
+    def live(self) -> bool:
+        """It has an agent, or is about to."""
+        return self.model.launch is not None or self._starting
+
+    @property
+    def takes_commands(self) -> bool:
+        """An agent runs and is not being ended."""
+        launch, row = self.model.launch, self.model.row
+        return launch is not None and launch.state == "live" and row.ended_at is None
+
+    def retire(self) -> None:
+        """Forget a session that rests; whoever still holds it finds it moved."""
+        self._lose()
 
     @property
     def owner_epoch(self) -> int:
@@ -141,17 +177,21 @@ class OwnedSession:
             self._still_ours()
             saved = self.model.save_point()
             step = Step()
+            self.hub.ahead = True
             try:
                 result = change(step)
                 self.model.seal(step, now_ms())
                 with trio.CancelScope(shield=True):
                     await self._commit(step)
-            except RequestError:
+            except BaseException as error:
                 saved.restore()
+                self.hub.settled()
+                if isinstance(error, NotOwner):
+                    self._lose()
+                    raise self._moved() from error
+                if isinstance(error, Internal) or not isinstance(error, RequestError):
+                    self._lose()  # nobody can tell what is true: load it anew
                 raise
-            except NotOwner as error:
-                self._lose()
-                raise self._moved() from error
             self._publish(step)
             return result
         finally:
@@ -167,18 +207,25 @@ class OwnedSession:
     async def _commit(self, step: Step) -> None:
         change = step.change
         launch = self.model.launch
-        if launch is not None and self._acked > self._acked_stored:
+        if change.outbox_acked is None and launch is not None and self._acked > self._acked_stored:
             change.outbox_acked = (launch.id, self._acked)
         epoch = self.owner_epoch
-        await self._in.catalogue.write(
-            lambda cx: sessions_table.apply_change(cx, self.id, epoch, change)
-        )
+        purge = self.model.purging and launch is None
+
+        def write(cx: Connection) -> None:
+            sessions_table.apply_change(cx, self.id, epoch, change)
+            if purge:
+                sessions_table.purge_session(cx, self.id, epoch)
+
+        await self._in.catalogue.write(write, size_hint=step.size_hint)
         self._stored(change)
+        if purge:
+            self._discarded()
 
     def _stored(self, change: Change) -> None:
         """The change is durable: what it numbered may leave now."""
         if change.outbox_acked is not None:
-            self._acked_stored = change.outbox_acked[1]
+            self._acked_stored = max(self._acked_stored, change.outbox_acked[1])
         if change.outbox:
             self._outbox.extend(change.outbox)
             self._outbox_bell.ring()
@@ -186,12 +233,14 @@ class OwnedSession:
     async def _commit_at_last(self, step: Step) -> None:
         """Commit what the agent said, however long the catalogue cannot: the spool holds it.
 
-        Raises NotOwner.
+        Raises NotOwner. Cancelled between two tries it leaves the model ahead of the catalogue;
+        then this instance stops, or has lost the session.
         """
         told = False
         while True:
             try:
-                await self._commit(step)
+                with trio.CancelScope(shield=True):
+                    await self._commit(step)
                 return
             except CatalogueError as error:
                 if not told:
@@ -204,7 +253,7 @@ class OwnedSession:
                     )
                 await trio.sleep(RETRY_S)
 
-    def _spawn(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
+    def spawn(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
         """Run a task of this session's. A defect in it costs this session its owner, no other.
 
         The next touch, or the search for orphans, adopts the session from what is stored.
@@ -238,9 +287,9 @@ class OwnedSession:
         change = step.change
         quiet = {"last_seq", "updated_at", "live"}
         if (
-            change.permissions
+            step.levels_changed
+            or change.permissions
             or change.prompts
-            or change.threads
             or not quiet.issuperset(change.session)
         ):
             self._view = self._build_view()
@@ -249,6 +298,9 @@ class OwnedSession:
                 self._levels = levels
                 frame = dumps({"type": "session", "session": self._view})
         self.hub.publish(step.events, frame, self._grown_frame)
+        if self.model.row.ended_at is not None and self.model.launch is None:
+            self.hub.ended = True
+            self.hub.settled()
 
     def _grown_frame(self) -> str:
         """The ``session`` frame for viewers who do not see every thread that grew."""
@@ -272,21 +324,33 @@ class OwnedSession:
             )
 
     async def purge(self) -> None:
-        """Remove the session and all its rows; it has no agent (any more)."""
-        self.lost.set()
-        self.hub.close_all(CLOSE_ENDED)
+        """Remove a session that never came to life, and all its rows."""
         epoch, catalogue = self.owner_epoch, self._in.catalogue
         await catalogue.write(lambda cx: sessions_table.purge_session(cx, self.id, epoch))
-        await purge_rows(catalogue, self.id)
-        launch = self.model.launch
-        if launch is not None:
-            self._in.paths.spool(launch.id).unlink(missing_ok=True)
-            self._in.paths.listener(launch.id).unlink(missing_ok=True)
+        if self.model.launch is not None:
+            self._remove_files(self.model.launch)
+        self._discarded()
 
-    async def wait_agent_gone(self) -> None:
-        """Until the session has no agent; it must have been told to stop."""
-        while self.model.launch is not None and not self.lost.is_set():
-            await self._gone.wait()
+    def _discarded(self) -> None:
+        """The session is gone for every reader; its rows go slice by slice."""
+        self.lost.set()
+        self.hub.close_all(CLOSE_ENDED)
+        catalogue, session = self._in.catalogue, self.id
+
+        async def remove() -> None:
+            while True:
+                try:
+                    await purge_rows(catalogue, session)
+                    return
+                except CatalogueError as error:
+                    log.warning("%s Removing the session's rows later.", error)
+                    await trio.sleep(PURGE_RETRY_S)
+
+        self.spawn(remove)
+
+    def _remove_files(self, launch: LaunchRow) -> None:
+        self._in.paths.spool(launch.id).unlink(missing_ok=True)
+        self._in.paths.listener(launch.id).unlink(missing_ok=True)
 
     def current_view(self) -> dict[str, Any]:
         """The session in wire form, as of the last commit."""
@@ -357,7 +421,6 @@ class OwnedSession:
             main_n=main_n,
             resync=resync,
             owner=owner,
-            ended=lambda: self.model.row.ended_at is not None and self.model.launch is None,
         )
 
     # -- a launch and its tasks -------------------------------------------------------------------
@@ -366,9 +429,10 @@ class OwnedSession:
         """Take up a session as it stands in the catalogue: follow its agent, or start one."""
         launch = self.model.launch
         if launch is None:
-            self.want_agent_for_prompts()
+            if self.model.row.error is None:  # else a person decides when to try again
+                self.want_agent_for_prompts()
         elif launch.state == "starting":
-            self._spawn(self._recover_start, launch)
+            self.spawn(self._recover_start, launch)
         else:
             self._follow(launch)
             if self.model.row.ended_at is not None:
@@ -378,7 +442,7 @@ class OwnedSession:
         self._gone = trio.Event()
         self._acked = self._acked_stored = 0
         self._outbox = deque(row for row in self._outbox if row.launch == launch.id)
-        self._spawn(self._run_launch, launch)
+        self.spawn(self._run_launch, launch)
 
     async def _run_launch(self, launch: LaunchRow) -> None:
         """Until the launch is over or the session lost."""
@@ -422,7 +486,8 @@ class OwnedSession:
                         break
         finally:
             spool.close()
-        self._clean_up(launch, spool)
+        # The launch is over in the catalogue: its files have nothing more to say.
+        self._remove_files(launch)
 
     async def _spool_cut(self, reader: "_SpoolReader") -> None:
         """The host lost power: what was read and stored of the spool did not all reach the disk.
@@ -444,9 +509,12 @@ class OwnedSession:
         if lines is None:
             return False
         if not lines:
+            # A line longer than one read: others get their turn in between.
+            await trio.lowlevel.checkpoint()
             return True
         async with self._lock:
             step = Step()
+            self.hub.ahead = True
             at = now_ms()
             launch = reader.launch
             committed = launch.offset
@@ -461,7 +529,10 @@ class OwnedSession:
             if reader.line_start > committed:
                 launch.offset = reader.line_start
                 opened = self.model.blocks.replay_from()
-                launch.replay_from = launch.offset if opened is None else opened
+                # A sentence that never ends must not keep the spool from being given back.
+                launch.replay_from = max(
+                    launch.offset if opened is None else opened, launch.offset - MAX_REPLAY_BYTES
+                )
                 step.change.launch = launch
             if step.initialized or any(p.state == "echoed" for p in step.change.prompts):
                 self._fruitless = 0
@@ -478,9 +549,9 @@ class OwnedSession:
 
     async def _finish_step(self, step: Step) -> None:
         """Seal, store and show a step of the owner's own; the lock is held. Raises NotOwner."""
+        self.hub.ahead = True
         self.model.seal(step, now_ms())
-        with trio.CancelScope(shield=True):
-            await self._commit_at_last(step)
+        await self._commit_at_last(step)
         self._publish(step)
 
     def _launch_over(self) -> None:
@@ -489,13 +560,6 @@ class OwnedSession:
         self._in.watch.ring_all()
         if self.model.row.ended_at is None:
             self.want_agent_for_prompts()
-        else:
-            self.hub.wake_all()
-
-    def _clean_up(self, launch: LaunchRow, spool: Spool) -> None:
-        """The launch is over in the catalogue: its files have nothing more to say."""
-        spool.remove()
-        self._in.paths.listener(launch.id).unlink(missing_ok=True)
 
     # -- the keeper -------------------------------------------------------------------------------
 
@@ -513,18 +577,33 @@ class OwnedSession:
                 if isinstance(error, StaleEpoch):
                     raise
                 if not await self._settle_if_dead(launch):
-                    await trio.sleep(0.2)
+                    await trio.sleep(GREET_AGAIN_S)
                 continue
             self._heard(launch, link.last)
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._send_outbox, link)
+                    self._talk_scope = nursery.cancel_scope
+                    if self._signal is None:
+                        nursery.start_soon(self._send_outbox, link)
+                    else:
+                        # Ahead of every command that the agent does not take (PROTOCOL.md, "A
+                        # slow agent"); after it, none of them matters.
+                        self._outbox.clear()
+                        await link.send(protocol.signal(link.last + 1, self._signal))
                     await link.receive_loop(
                         acked=lambda n: self._heard(launch, n), disk=self._tell_disk
                     )
                     nursery.cancel_scope.cancel()
             except* StaleEpoch as group:
                 raise StaleEpoch(str(_first(group))) from None
+            except* AgentDeafError as group:
+                if self._signal is None and not link.exited:
+                    log.warning(
+                        "%s Ending the agent; its prompts go to the next one.",
+                        _first(group),
+                        extra={"session": self.id},
+                    )
+                    self._signal = "TERM"
             except* KeeperError as group:
                 log.warning(
                     "the keeper's connection broke (%s), greeting again",
@@ -532,8 +611,13 @@ class OwnedSession:
                     extra={"session": self.id},
                 )
             finally:
+                told = self._talk_scope is not None and self._talk_scope.cancel_called
+                self._talk_scope = None
                 with trio.CancelScope(shield=True):
                     await link.aclose()
+            if link.exited or not told:
+                with trio.move_on_after(GREET_AGAIN_S):
+                    await self._gone.wait()
 
     def _heard(self, launch: LaunchRow, last: int) -> None:
         """The keeper holds everything up to `last`: it need not be sent again."""
@@ -558,8 +642,6 @@ class OwnedSession:
         match row.kind:
             case "end":
                 return protocol.end(row.n)
-            case "signal":
-                return protocol.signal(row.n, row.line or "TERM")
             case "line":
                 text = row.line
                 if text is None:
@@ -605,7 +687,8 @@ class OwnedSession:
                     at_end = self._at_end(launch)
                     if at_end:
                         step = Step()
-                        self.model.launch_over(step, None, now_ms())
+                        rebooted = launch.boot_id != self._in.boot_id
+                        self.model.launch_over(step, None, now_ms(), rebooted=rebooted)
                         await self._finish_step(step)
                 if at_end:
                     self._launch_over()
@@ -642,7 +725,7 @@ class OwnedSession:
             return
         self._starting = True
         self.model.wanted = True
-        self._spawn(self._start)
+        self.spawn(self._start)
 
     async def _start(self) -> None:
         try:
@@ -682,6 +765,7 @@ class OwnedSession:
             async with self._lock:
                 self._still_ours()
                 if self.model.launch is not None or self.model.row.ended_at is not None:
+                    lock.close()
                     return
                 step = Step()
                 self.model.launch_begun(step, launch)
@@ -764,7 +848,9 @@ class OwnedSession:
         except KeeperError as error:
             # Not awaited: whoever asked for the agent need not wait for what nobody can tell.
             log.warning("%s Probing it.", error, extra={"session": self.id})
-            self._spawn(self._recover_start, launch)
+            if self.model.creating:
+                await self._announce(launch)
+            self.spawn(self._recover_start, launch)
             return
         if started.isolation == "none":
             log.warning(
@@ -781,6 +867,14 @@ class OwnedSession:
             fresh=started.fresh,
             searchable=bool(request["lookup"]["transcripts"]),
         )
+
+    async def _announce(self, launch: LaunchRow) -> None:
+        """The session's creator is about to be told of it. Raises NotOwner."""
+        async with self._lock:
+            if self.model.launch is launch:
+                step = Step()
+                self.model.announce(step)
+                await self._finish_step(step)
 
     async def _go_live(
         self,
@@ -827,10 +921,11 @@ class OwnedSession:
             # The tasks of the launch take commands only once they are stored, so none is lost
             # between here and their start.
             self._gone = trio.Event()
+            self._signal = None
             self._acked = self._acked_stored = 0
             self._outbox.clear()
             await self._finish_step(step)
-            self._spawn(self._run_launch, launch)
+            self.spawn(self._run_launch, launch)
         if self.model.row.ended_at is not None:
             self.stop_agent()
 
@@ -840,58 +935,71 @@ class OwnedSession:
         A keeper that greets back is followed. One that looked up prompts for an owner that died
         before hearing the result has sent its agent nothing: it is ended and another started.
         """
-        path = self._in.paths.listener(launch.id)
         try:
-            while True:
-                self._in.observe("probe_keeper")
+            while not self.lost.is_set():
                 try:
-                    link = await KeeperLink.greet(path, self.owner_epoch)
+                    if await self._probe_start(launch):
+                        return
                 except StaleEpoch:
                     raise
-                except KeeperError:
-                    self._in.observe("probe_lock")
-                    try:
-                        lock = launcher.Lock.take_nowait(self._in.paths.lock(self.id))
-                    except LockHeld:
-                        await trio.sleep(0.2)
-                        continue
-                    lock.close()
-                    await self._give_up_start(launch)
-                    return
-                try:
-                    if self.model.unsettled_prompts():
-                        await link.send(protocol.signal(link.last + 1, "KILL"))
-                        await link.receive_loop(acked=lambda _n: None, disk=self._tell_disk)
-                        continue
-                finally:
-                    await link.aclose()
-                await self._go_live(
-                    launch,
-                    keeper_pid=None,
-                    agent_pid=None,
-                    cwd=None,
-                    found=frozenset(),
-                    fresh=False,
-                    searchable=True,
-                )
-                return
+                except KeeperError as error:
+                    log.warning("%s Probing again.", error, extra={"session": self.id})
+                await trio.sleep(GREET_AGAIN_S)
         except (NotOwner, StaleEpoch):
             self._lose()
+
+    async def _probe_start(self, launch: LaunchRow) -> bool:
+        """Settle a recorded launch if that can be done now. Raises NotOwner, KeeperError."""
+        self._in.observe("probe_keeper")
+        try:
+            link = await KeeperLink.greet(self._in.paths.listener(launch.id), self.owner_epoch)
+        except StaleEpoch:
+            raise
+        except KeeperError:
+            self._in.observe("probe_lock")
+            try:
+                lock = launcher.Lock.take_nowait(self._in.paths.lock(self.id))
+            except LockHeld:
+                return False
+            lock.close()
+            await self._give_up_start(launch)
+            return True
+        try:
+            if self.model.unsettled_prompts():
+                await link.send(protocol.signal(link.last + 1, "KILL"))
+                await link.receive_loop(acked=lambda _n: None, disk=self._tell_disk)
+                return False
+        finally:
+            with trio.CancelScope(shield=True):
+                await link.aclose()
+        await self._go_live(
+            launch,
+            keeper_pid=None,
+            agent_pid=None,
+            cwd=None,
+            found=frozenset(),
+            fresh=False,
+            searchable=True,
+        )
+        return True
 
     async def _give_up_start(self, launch: LaunchRow) -> None:
         """Nothing of a recorded launch lives. Raises NotOwner."""
         if self.model.creating:
             # Its creator died before anyone was told of it.
-            await self.purge()
-            return
+            while True:
+                try:
+                    await self.purge()
+                    return
+                except CatalogueError:
+                    await trio.sleep(RETRY_S)
         async with self._lock:
             if self.model.launch is not launch:
                 return
             step = Step()
             self.model.launch_abandoned(step)
             await self._finish_step(step)
-        self._in.paths.spool(launch.id).unlink(missing_ok=True)
-        self._in.paths.listener(launch.id).unlink(missing_ok=True)
+        self._remove_files(launch)
         self.want_agent_for_prompts()
 
     async def _fail_start(self, code: str, message: str) -> None:
@@ -905,8 +1013,7 @@ class OwnedSession:
             except NotOwner:
                 self._lose()
         if launch is not None:
-            self._in.paths.spool(launch.id).unlink(missing_ok=True)
-            self._in.paths.listener(launch.id).unlink(missing_ok=True)
+            self._remove_files(launch)
 
     # -- stopping an agent ---------------------------------------------------------------------------
 
@@ -914,35 +1021,46 @@ class OwnedSession:
         """End the agent gently, then firmly; returns at once."""
         if self.model.launch is not None and not self._stopping:
             self._stopping = True
-            self._spawn(self._stop)
+            self.spawn(self._stop)
 
     async def _stop(self) -> None:
         """stream-json.md §11: interrupt, close stdin, TERM, KILL, each with its time."""
-        steps: list[Callable[[Step], None]] = [
-            self.model.close_stdin,
-            lambda step: self.model.signal(step, "TERM"),
-            lambda step: self.model.signal(step, "KILL"),
-        ]
+        gone = self._gone
         try:
             if self.model.turn_open:
-                await self.act(
-                    lambda step: self.model.control(
-                        step, host_frames.interrupt(new_id("holdover"), cancel_queued=True)
-                    )
-                )
+                line = host_frames.interrupt(new_id("holdover"), cancel_queued=True)
+                await self._tell_live(lambda step: self.model.control(step, line))
                 with trio.move_on_after(STOP_STEP_S):
-                    while self.model.turn_open and not self._gone.is_set():
+                    while self.model.turn_open and not gone.is_set():
                         await trio.sleep(0.05)
-            for step in steps:
-                if self.model.launch is None or self.model.launch.state != "live":
+            await self._tell_live(self.model.close_stdin)
+            with trio.move_on_after(STOP_STEP_S):
+                await gone.wait()
+            for name in ("TERM", "KILL"):
+                launch = self.model.launch
+                if launch is None or launch.state != "live":
                     return
-                await self.act(step)
+                self._signal = name
+                if self._talk_scope is not None:
+                    self._talk_scope.cancel()
                 with trio.move_on_after(STOP_STEP_S):
-                    await self._gone.wait()
-        except RequestError as error:
-            log.error("the agent could not be told to stop: %s", error, extra={"session": self.id})
+                    await gone.wait()
+            if self.model.launch is not None:
+                log.error("the agent does not die of KILL", extra={"session": self.id})
         finally:
             self._stopping = False
+
+    async def _tell_live(self, change: Callable[[Step], None]) -> None:
+        """Number a command for the agent if one lives; one that cannot be stored is left out."""
+
+        def act(step: Step) -> None:
+            if self.model.launch is not None and self.model.launch.state == "live":
+                change(step)
+
+        try:
+            await self.act(act)
+        except RequestError as error:
+            log.warning("stopping the agent: %s Going on.", error, extra={"session": self.id})
 
 
 async def purge_rows(catalogue: Catalogue, session: str) -> None:

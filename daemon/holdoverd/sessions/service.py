@@ -7,7 +7,8 @@ session that nobody on this host owns is adopted at the first touch.
 import hashlib
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 from uuid import UUID, uuid4
@@ -23,7 +24,6 @@ from holdoverd.catalogue.records import LaunchRow, SessionRow
 from holdoverd.errors import (
     BadRequest,
     Capacity,
-    CatalogueError,
     Conflict,
     Forbidden,
     Gone,
@@ -37,7 +37,7 @@ from holdoverd.errors import (
 )
 from holdoverd.ids import new_id, now_ms
 from holdoverd.sessions import launcher
-from holdoverd.sessions.model import SessionModel, Step
+from holdoverd.sessions.model import MAX_LINE_BYTES, SessionModel, Step
 from holdoverd.sessions.owner import Instance, OwnedSession, purge_rows
 from holdoverd.sessions.viewer import CLOSE_GOING_AWAY, CLOSE_UNSHARED, Viewer
 from holdoverd.sessions.wire import dumps, message_json, session_view
@@ -45,9 +45,6 @@ from holdoverd.sessions.wire import dumps, message_json, session_view
 log = logging.getLogger(__name__)
 
 PAGE_SIZE = messages_table.PAGE_SIZE
-
-MAX_PROMPT_LINE_BYTES = 16 * 1024 * 1024
-"""The keeper's bound for one line of the agent's stdin (PROTOCOL.md)."""
 
 MAX_COMMANDS_WAITING = 1000
 """Numbered commands that a keeper has not taken yet: an agent that does not read its stdin."""
@@ -57,6 +54,9 @@ LOG_BYTES = 4 * 1024 * 1024
 
 ADOPT_S = 2.0
 """How often sessions of instances that have died are looked for."""
+
+REST_S = 60.0
+"""A session that has rested for so long is kept by the catalogue alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,49 +87,73 @@ class Sessions:
         self._live_generations = live_generations
         self._owned: dict[str, OwnedSession] = {}
         self._adopting: dict[str, trio.Event] = {}
+        self._touched: dict[str, float] = {}  # {session: when it last did something}
+        self._admitted = 0
         self._letting_go = False
 
     # -- owning -----------------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Adopt what this host's dead instances left, first of all our own earlier process's."""
-        await self._adopt_orphans(own=self._in.generation)
-        self._in.nursery.start_soon(self._finish_purges)
+        await self._clean_up()
+        await self._adopt_orphans()
         task_status.started()
         while True:
             await trio.sleep(ADOPT_S)
+            self._retire_resting()
             try:
-                await self._adopt_orphans(own=None)
-            except RequestError as error:
+                await self._adopt_orphans()
+            except (RequestError, OSError) as error:
                 log.warning("looking for sessions to adopt: %s Retrying.", error)
 
-    async def _adopt_orphans(self, *, own: int | None) -> None:
+    def _retire_resting(self) -> None:
+        """Forget sessions that have rested for a while: the catalogue knows all about them."""
+        now = trio.current_time()
+        for session, owned in list(self._owned.items()):
+            if owned.lost.is_set():
+                del self._owned[session]
+                self._touched.pop(session, None)
+            elif not owned.resting:
+                self._touched[session] = now
+            elif now - self._touched.setdefault(session, now) > REST_S:
+                owned.retire()
+
+    async def _adopt_orphans(self) -> None:
+        """Adopt the sessions with work to do that nobody holds.
+
+        Those of dead instances, of an earlier process of this one, and those that a task of ours
+        lost by a defect.
+        """
         live = self._live_generations() | {self._in.generation}
         ids = await self._in.catalogue.read(
-            lambda cx: sessions_table.sessions_to_adopt(cx, self._in.host, live, own=own)
+            lambda cx: sessions_table.sessions_to_adopt(
+                cx, self._in.host, live, own=self._in.generation
+            )
         )
         for session in ids:
             known = self._owned.get(session)
             if self._letting_go or (known is not None and not known.lost.is_set()):
                 continue
-            loaded = await self._load(session)
-            # One that rests needs no owner until somebody asks for it.
-            if loaded is not None and (
-                loaded.launches or any(p.state == "queued" for p in loaded.prompts)
-            ):
-                try:
-                    await self.owned(session)
-                except RequestError as error:
-                    log.info("not adopting: %s", error, extra={"session": session})
+            try:
+                await self.owned(session)
+            except RequestError as error:
+                log.info("not adopting: %s", error, extra={"session": session})
+            except Exception:
+                # One session's defect is not the others'.
+                log.exception("not adopting, trying again later", extra={"session": session})
 
-    async def _finish_purges(self) -> None:
-        """Remove what a purge that was cut short has left; nobody sees it any more."""
-        catalogue = self._in.catalogue
-        try:
-            for session in await catalogue.read(sessions_table.purges_unfinished):
-                await purge_rows(catalogue, session)
-        except CatalogueError as error:
-            log.warning("finishing purges: %s The next start tries again.", error)
+    async def _clean_up(self) -> None:
+        """Remove what earlier processes were about to when they died."""
+        catalogue, paths = self._in.catalogue, self._in.paths
+        # Listed first: a launch is on record before its files are made, so what is listed and not
+        # on record belongs to one that is over.
+        files = [*paths.spools.glob("l_*.spool"), *paths.sessions.glob("l_*.sock")]
+        on_record = set(await catalogue.read(sessions_table.launches_not_ended))
+        for path in files:
+            if path.stem not in on_record:
+                path.unlink(missing_ok=True)
+        for session in await catalogue.read(sessions_table.purges_unfinished):
+            await purge_rows(catalogue, session)
 
     async def _load(self, session: str) -> sessions_table.LoadedSession | None:
         return await self._in.catalogue.read(lambda cx: sessions_table.load_session(cx, session))
@@ -142,6 +166,7 @@ class Sessions:
         while True:
             found = self._owned.get(session)
             if found is not None and not found.lost.is_set():
+                self._touched[session] = trio.current_time()
                 return found
             if self._letting_go:
                 raise Unavailable("This instance is going away; connect again.")
@@ -193,7 +218,7 @@ class Sessions:
             permissions=loaded.permissions,
             prompts=loaded.prompts,
             launch=loaded.launches[-1] if loaded.launches else None,
-            recent_uuids=uuids,
+            recent_uuids=uuids[::-1],  # oldest first: they are forgotten in this order
         )
         assert model.row.owner_epoch == epoch, "the compare-and-set gave us this epoch"
         adopted = OwnedSession(me, model, loaded.outbox)
@@ -210,14 +235,14 @@ class Sessions:
     def counts(self) -> tuple[int, int]:
         """(sessions with an agent, viewers), for STATUS= and metrics."""
         live = [s for s in self._owned.values() if not s.lost.is_set()]
-        return sum(s.model.launch is not None for s in live), sum(len(s.hub) for s in live)
+        return sum(s.live for s in live), sum(len(s.hub) for s in live)
 
     # -- rights -----------------------------------------------------------------------------------
 
     async def _row(self, caller: Caller, session: str, *, write: bool) -> SessionRow:
         """The session if `caller` may do that. Raises NotFound or Forbidden."""
         row = await self._in.catalogue.read(lambda cx: sessions_table.session_row(cx, session))
-        if row is None or not (caller.admin or row.owner == caller.owner or row.share):
+        if row is None or not _may_see(caller, row):
             raise _no_session(session)
         if write and not (caller.admin or row.owner == caller.owner or row.share == "write"):
             raise Forbidden(f"Session {session} is shared with you for reading only.")
@@ -235,12 +260,13 @@ class Sessions:
             raise Unprocessable(
                 "`repo` cannot be used yet: clone it yourself and give the folder as `cwd`."
             )
-        with trio.CancelScope(shield=True):
-            session = await self._create(caller, spec)
+        with self._admit() as counted:
+            session = await self._create(caller, spec, counted)
         return dumps(session.current_view())
 
-    async def _create(self, caller: Caller, spec: dict[str, Any]) -> OwnedSession:
-        self._admit()
+    async def _create(
+        self, caller: Caller, spec: dict[str, Any], counted: Callable[[], None]
+    ) -> OwnedSession:
         me = self._in
         name = spec.get("agent") or self._limits.default_agent
         agent = me.agents(name)
@@ -290,19 +316,32 @@ class Sessions:
         me.observe("take_lock")
         lock = launcher.Lock.take_nowait(me.paths.lock(row.id))
         try:
-            launch = await self._store_new(session, first, spec)
+            with trio.CancelScope(shield=True):
+                launch = await self._store_new(session, first, spec)
         except BaseException:
             lock.close()
             raise
         self._owned[row.id] = session
-        try:
-            await session.run_launch(launch, lock)
-        except LaunchError as error:
-            await self._forget(session)
-            raise Unprocessable(str(error), extra={"reason": error.code}) from error
-        except BaseException:
-            await self._forget(session)
-            raise
+        counted()
+        # In a task of its own: a client that hangs up does not leave half an agent behind.
+        refused: list[LaunchError] = []
+        settled = trio.Event()
+
+        async def start() -> None:
+            try:
+                await session.run_launch(launch, lock)
+            except LaunchError as error:
+                await session.purge()
+                refused.append(error)
+            finally:
+                settled.set()
+
+        session.spawn(start)
+        await settled.wait()
+        if refused:
+            raise Unprocessable(str(refused[0]), extra={"reason": refused[0].code})
+        if session.lost.is_set():
+            raise Unavailable("The session could not be started just now; try again.")
         return session
 
     async def _store_new(
@@ -313,7 +352,7 @@ class Sessions:
         step = Step()
         model.launch_begun(step, launch)
         if (prompt := spec.get("prompt")) is not None:
-            self._accept_prompt(step, session, prompt)
+            self._accept_prompt(step, session, self._check_prompt(session, prompt))
         model.seal(step, now_ms())
         self._in.observe("record_launch")
         await self._in.catalogue.write(
@@ -322,17 +361,27 @@ class Sessions:
         session.shown(step)
         return launch
 
-    async def _forget(self, session: OwnedSession) -> None:
-        """The session never came to life and nobody has heard of it."""
-        del self._owned[session.id]
-        await session.purge()
+    @contextmanager
+    def _admit(self) -> Iterator[Callable[[], None]]:
+        """Leave to start an agent within the block. Raises Capacity when too many run.
 
-    def _admit(self) -> None:
-        if self.counts()[0] >= self._limits.max_live:
+        What it gives is called once the session counts by itself (`OwnedSession.live`).
+        """
+        if self.counts()[0] + self._admitted >= self._limits.max_live:
             raise Capacity(
                 f"{self._limits.max_live} sessions have a running agent, as many as this host "
                 "carries ([sessions] max_live); end one, or try again later."
             )
+        self._admitted += 1
+        places = [1]
+
+        def counted() -> None:
+            self._admitted -= places.pop() if places else 0
+
+        try:
+            yield counted
+        finally:
+            counted()
 
     async def list_sessions(
         self,
@@ -385,8 +434,9 @@ class Sessions:
             )
 
         def change(step: Step) -> None:
+            owned.check_room(MAX_COMMANDS_WAITING)
             model.set_columns(step, **changes)
-            if model.launch is not None and model.launch.state == "live":
+            if owned.takes_commands:
                 for line in lines:
                     model.control(step, line)
 
@@ -399,21 +449,8 @@ class Sessions:
         """No further prompt; the agent is stopped, gently. `purge`: as if it had never been."""
         owned = await self._own(caller, session, write=True)
         at = now_ms()
-        await owned.act(lambda step: owned.model.end(step, at))
+        await owned.act(lambda step: owned.model.end(step, at, purge=purge))
         owned.stop_agent()
-        if purge:
-            self._in.nursery.start_soon(self._purge_when_over, owned)
-        elif owned.model.launch is None:
-            owned.hub.wake_all()
-
-    async def _purge_when_over(self, owned: OwnedSession) -> None:
-        await owned.wait_agent_gone()
-        try:
-            await owned.purge()
-        except (CatalogueError, NotOwner) as error:
-            log.error("the session could not be purged: %s", error, extra={"session": owned.id})
-        else:
-            self._owned.pop(owned.id, None)
 
     # -- prompts, answers ---------------------------------------------------------------------------
 
@@ -425,7 +462,7 @@ class Sessions:
         accepted = self._check_prompt(owned, prompt)
 
         def change(step: Step) -> tuple[int, dict[str, Any]]:
-            seq = self._accept_prompt(step, owned, prompt)
+            seq = self._accept_prompt(step, owned, accepted)
             return 202, {"id": accepted.id, "seq": seq}
 
         for _attempt in range(2):
@@ -440,13 +477,13 @@ class Sessions:
                         "new prompt a new id."
                     )
                 return 200, {"id": known.id, "seq": known.seq}
-            if owned.model.launch is None and owned.model.row.ended_at is None:
-                self._admit()
-            try:
-                answer = await owned.act(change)
-            except _PromptKnown:
-                continue
-            owned.want_agent_for_prompts()
+            needs_agent = not owned.live and owned.model.row.ended_at is None
+            with self._admit() if needs_agent else nullcontext():
+                try:
+                    answer = await owned.act(change)
+                except _PromptKnown:
+                    continue
+                owned.want_agent_for_prompts()
             return answer
         raise Unavailable(f"Prompt {accepted.id} is being accepted by another request; try again.")
 
@@ -465,16 +502,15 @@ class Sessions:
             text if text is not None else content or [],
             agent_session=owned.model.row.agent_session,
         )
-        if len(body) > MAX_PROMPT_LINE_BYTES // 4 and len(body.encode()) > MAX_PROMPT_LINE_BYTES:
+        if len(body) > MAX_LINE_BYTES // 4 and len(body.encode()) > MAX_LINE_BYTES:
             raise TooLarge(
-                f"Prompt {prompt_id} is larger than {MAX_PROMPT_LINE_BYTES:,} bytes; put its text "
+                f"Prompt {prompt_id} is larger than {MAX_LINE_BYTES:,} bytes; put its text "
                 "into a file and name that."
             )
         digest = hashlib.sha256(dumps({"text": text, "content": content}).encode()).hexdigest()
         return _Prompt(prompt_id, body, digest)
 
-    def _accept_prompt(self, step: Step, owned: OwnedSession, prompt: dict[str, Any]) -> int:
-        accepted = self._check_prompt(owned, prompt)
+    def _accept_prompt(self, step: Step, owned: OwnedSession, accepted: "_Prompt") -> int:
         if owned.knows_prompt(accepted.id):
             raise _PromptKnown(accepted.id)
         owned.check_room(MAX_COMMANDS_WAITING)
@@ -541,7 +577,7 @@ class Sessions:
             if model.row.ended_at is not None:
                 raise Gone(f"Session {session} has ended.")
             owned.check_room(MAX_COMMANDS_WAITING)
-            if model.launch is not None and model.launch.state == "live":
+            if owned.takes_commands:
                 model.control(step, line)
 
         await owned.act(change)
@@ -552,9 +588,9 @@ class Sessions:
         owned = await self._own(caller, session, write=True)
         if owned.model.row.ended_at is not None:
             raise Conflict(f"Session {session} has ended; start a new one.")
-        if owned.model.launch is None:
-            self._admit()
-            owned.want_agent()
+        if not owned.live:
+            with self._admit():
+                owned.want_agent()
         return {}
 
     # -- reading ------------------------------------------------------------------------------------
@@ -610,12 +646,17 @@ class Sessions:
     ) -> Viewer:
         """Watch a session; see `viewer`. Raises NotFound where it is not to be seen."""
         owned = await self._own(caller, session, write=False)
-        return await owned.view(
+        viewer = await owned.view(
             after=after,
             epoch=epoch,
             threads=threads,
             owner=None if caller.admin else caller.owner,
         )
+        # Whoever loses the right to watch from here on is found among the hub's viewers.
+        if not _may_see(caller, owned.model.row):
+            viewer.close()
+            raise _no_session(session)
+        return viewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -627,6 +668,10 @@ class _Prompt:
 
 class _PromptKnown(Conflict):
     """A prompt with this id was accepted between the look-up and the turn."""
+
+
+def _may_see(caller: Caller, row: SessionRow) -> bool:
+    return bool(caller.admin or row.owner == caller.owner or row.share)
 
 
 def _no_session(session: str) -> NotFound:

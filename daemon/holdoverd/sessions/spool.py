@@ -7,7 +7,7 @@ ranges back to the disk once they are in the catalogue (where the filesystem can
 import ctypes
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import inotify_simple
@@ -73,10 +73,6 @@ class Spool:
 
     def close(self) -> None:
         os.close(self._fd)
-
-    def remove(self) -> None:
-        with suppress(FileNotFoundError):
-            self.path.unlink()
 
 
 class SpoolWatch:

@@ -36,6 +36,9 @@ CLOSE_UNSHARED = (4003, "no longer shared")
 CLOSE_BEHIND = (4008, "too far behind, reconnect with your cursor")
 
 
+_AT_ONCE = (CLOSE_UNSHARED, CLOSE_BEHIND)
+
+
 class ViewerClosed(HoldoverError):
     """No further frame comes; close the WebSocket with `code` and `reason`."""
 
@@ -75,6 +78,11 @@ class Hub:
     def __init__(self, committed: int, thread_n: dict[str, int]) -> None:
         self.committed = committed
         self.thread_n = thread_n
+        self.ahead = False
+        """The session's live state is ahead of what was published: no snapshot is true now."""
+        self.ended = False
+        """The session has ended, its agent is gone, and every message is published."""
+        self._closed: tuple[int, str] | None = None
         self._viewers: set[Viewer] = set()
 
     def __len__(self) -> int:
@@ -82,6 +90,8 @@ class Hub:
 
     def add(self, viewer: "Viewer") -> None:
         self._viewers.add(viewer)
+        if self._closed is not None:
+            viewer.finish(self._closed)
 
     def discard(self, viewer: "Viewer") -> None:
         self._viewers.discard(viewer)
@@ -94,6 +104,7 @@ class Hub:
         `session_frame`: None where no level changed. A viewer who does not see a thread that has
         grown gets `grown_frame()` then: so it knows how far that thread has come.
         """
+        self.ahead = False
         grown: set[str] = set()
         for event in events:
             if isinstance(event, MessageRow):
@@ -106,8 +117,8 @@ class Hub:
         # {threads a viewer sees: frames}; nearly all viewers see "all" or only "main"
         built: dict[frozenset[str] | None, list[_Framed]] = {}
         for viewer in list(self._viewers):
+            viewer.wake()
             if not viewer.live:
-                viewer.wake()
                 continue
             seen = viewer.seen_threads()
             frames = built.get(seen)
@@ -120,11 +131,15 @@ class Hub:
             if shown is not None:
                 viewer.push([_Framed("session", shown)])
 
-    def wake_all(self) -> None:
+    def settled(self) -> None:
+        """What was ahead has been taken back, or the session has ended: let everybody look."""
+        self.ahead = False
         for viewer in self._viewers:
             viewer.wake()
 
     def close_all(self, close: tuple[int, str]) -> None:
+        """Close every viewer, and those who come later: this hub is fed no more."""
+        self._closed = close
         for viewer in list(self._viewers):
             viewer.finish(close)
 
@@ -195,14 +210,12 @@ class Viewer:
         after: int,
         main_n: int | None,
         resync: bool,
-        ended: Callable[[], bool],
         owner: str | None = None,
     ) -> None:
         self._hub = hub
         self._log = log
         self._hello = hello
         self._snapshot = snapshot
-        self._ended = ended
         self.owner = owner
         """Who watches; None: somebody who may see everything."""
         self._after = after
@@ -253,10 +266,11 @@ class Viewer:
         self._chars = sum(len(frame.text) for frame in kept)
 
     def finish(self, close: tuple[int, str]) -> None:
-        """No further frame; 4008 throws away what is queued, the rest lets it out first."""
+        """No further frame. What is queued goes out first, unless it is too much, or not theirs."""
         if self._close is None:
             self._close = close
-            if close is CLOSE_BEHIND:
+            if close in _AT_ONCE:
+                self._ready.clear()
                 self._queue.clear()
                 self._chars = 0
             self.live = False
@@ -268,10 +282,11 @@ class Viewer:
     async def next_frame(self) -> str:
         """The next text frame to send. Raises ViewerClosed when there will be none."""
         while True:
+            # Who is still catching up goes on elsewhere: it has its cursor.
+            if self._close is not None and (self._close in _AT_ONCE or self._stage != "live"):
+                raise ViewerClosed(*self._close)
             if self._ready:
                 return self._ready.popleft()
-            if self._close is CLOSE_BEHIND:
-                raise ViewerClosed(*CLOSE_BEHIND)
             if self._stage == "hello":
                 self._stage = "catch_up"
                 return dumps(self._hello(self._resync))
@@ -283,6 +298,9 @@ class Viewer:
                 self._chars -= len(frame.text)
                 return frame.text
             if self._lost_deltas:
+                if self._hub.ahead:
+                    await self._bell.wait_rung()
+                    continue
                 self._lost_deltas = False
                 for thread, text in self._snapshot().deltas:
                     if self._sees(thread):
@@ -294,7 +312,7 @@ class Viewer:
                 continue
             if self._close is not None:
                 raise ViewerClosed(*self._close)
-            if self._ended():
+            if self._hub.ended:
                 raise ViewerClosed(*CLOSE_ENDED)
             await self._bell.wait_rung()
 
@@ -311,7 +329,11 @@ class Viewer:
             self._show([row for row in rows if row.seq <= target])
             self._after = min(rows[-1].seq, target) if rows else target
             return
-        # No await stands between the comparison with the hub above and `live` below.
+        if self._hub.ahead:
+            # Told again as soon as what is ahead is stored and published, or taken back.
+            await self._bell.wait_rung()
+            return
+        # No await stands between the comparisons with the hub above and `live` below.
         snapshot = self._snapshot()
         self._ready.extend(snapshot.statuses)
         self._ready.extend(text for thread, text in snapshot.deltas if self._sees(thread))
@@ -329,6 +351,9 @@ class Viewer:
             )
             self._show([row for row in rows if row.n <= target])
             self._catching_up[thread] = min(rows[-1].n, target) if rows else target
+            return
+        if self._stage == "live" and self._hub.ahead:
+            await self._bell.wait_rung()
             return
         del self._catching_up[thread]
         self._threads.add(thread)
