@@ -115,6 +115,7 @@ def test_only_sessions_that_need_an_owner_are_adopted(
     needs_an_owner: bool,
 ) -> None:
     change = Change(
+        threads=[main_thread(1)] if prompt else [],
         messages=[message(1)] if prompt else [],
         prompts=[a_prompt(state=prompt)] if prompt else [],
         launch=a_launch(state=launch) if launch else None,
