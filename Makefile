@@ -34,7 +34,7 @@ check: $(VENV)/dev.stamp ## Style, types, units and links
 	packaging/check-units
 	$(BIN)/python tests/check_links.py
 
-bench: $(VENV)/dev.stamp ## Measure; a table on the screen, .build/bench.json beside it
+bench: $(VENV)/dev.stamp ## Measure; the table is kept in tests/bench/results.md
 	$(BIN)/python -m tests.bench $(ARGS)
 
 soak: $(VENV)/dev.stamp ## The long runs: many sessions, many kills, many power cuts

@@ -1,67 +1,87 @@
 """`python -m tests.bench [NAME…]`: run the measurements, print one table, keep the numbers.
 
-The numbers go to .build/bench.json. Exit status 1 when a row does not keep its bound.
+A run of all of them renews results.md and results.json beside this file. Exit status 1 when a row
+does not keep its bound.
 """
 
-import dataclasses
-import importlib
+import importlib.metadata
 import json
-import math
-import pkgutil
+import os
+import platform
 import sys
 from pathlib import Path
+from statistics import median
 
-import tests.bench
+from tests.bench import spool_to_viewer, start_of_daemon, start_of_help
 from tests.bench.rows import Row
 
-RESULTS = Path(".build/bench.json")
+MEASUREMENTS = {
+    "spool_to_viewer": spool_to_viewer,
+    "start_of_daemon": start_of_daemon,
+    "start_of_help": start_of_help,
+}
+HERE = Path(__file__).parent
+LIBRARIES = ("trio", "trio-websocket", "wsproto", "msgspec", "SQLAlchemy", "click")
 
 
 def main(names: list[str]) -> int:
+    if unknown := set(names) - MEASUREMENTS.keys():
+        print(f"No measurement {', '.join(unknown)}; there are {', '.join(MEASUREMENTS)}.")
+        return 2
     rows: list[Row] = []
-    for info in sorted(pkgutil.iter_modules(tests.bench.__path__), key=lambda one: one.name):
-        if not _wanted(info.name, names):
-            continue
-        module = importlib.import_module(f"tests.bench.{info.name}")
-        if hasattr(module, "measure"):
-            print(f"{info.name} …", file=sys.stderr, flush=True)
-            rows += module.measure()
-    print(f"{'WHAT':<44} {'VALUE':>12} {'RATIO':>7} {'BOUND':>9}  AGAINST")
-    for row in rows:
-        print(_line(row))
-    RESULTS.parent.mkdir(exist_ok=True)
-    shown = [
-        {
-            **dataclasses.asdict(row),
-            "ratio": row.ratio,
-            "good": row.good,
-            "at_most": _finite(row.at_most),
-        }
-        for row in rows
-    ]
-    RESULTS.write_text(json.dumps(shown, indent=2) + "\n")
+    texts: list[str] = []
+    for name in names or MEASUREMENTS:
+        module = MEASUREMENTS[name]
+        print(f"{name} …", file=sys.stderr, flush=True)
+        rows += module.measure()
+        texts.append((module.__doc__ or "").strip())
+    table = "\n".join(_table(rows))
+    print(table)
+    if not names:
+        machine = _machine()
+        what = "\n\n".join(
+            f"**{name}.** {text}" for name, text in zip(MEASUREMENTS, texts, strict=True)
+        )
+        (HERE / "results.md").write_text(
+            "# Measurements\n\nWritten by `make bench`; every single run is in results.json. "
+            "Medians, and the ratio of each pair of runs as lowest / median / highest.\n\n"
+            f"{table}\n\nMeasured on {machine['summary']}.\n\n## What is compared\n\n{what}\n"
+        )
+        shown = {"machine": machine, "rows": [row.as_json() for row in rows]}
+        (HERE / "results.json").write_text(json.dumps(shown, indent=1, ensure_ascii=False) + "\n")
     return 0 if all(row.good for row in rows) else 1
 
 
-def _wanted(name: str, names: list[str]) -> bool:
-    return not name.startswith("_") and (not names or name in names)
+def _table(rows: list[Row]) -> list[str]:
+    lines = [
+        "| what | Holdover | beside | its figure | ratio | bound | kept |",
+        "|---|---:|---|---:|---:|---:|---|",
+    ]
+    for row in rows:
+        low, high = row.ratios[0], row.ratios[-1]
+        kept = ("yes" if row.good else "**no**") if row.bound else ""
+        lines.append(
+            f"| {row.name} | {_figure(median(row.ours))} {row.unit} | {row.against} "
+            f"| {_figure(median(row.theirs))} {row.unit} "
+            f"| {low:.2f} / {median(row.ratios):.2f} / {high:.2f} | {row.bound} | {kept} |"
+        )
+    return lines
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
 
 
-def _line(row: Row) -> str:
-    ratio = "" if row.ratio is None else f"{row.ratio:.2f}×"
-    bound = ""
-    if math.isfinite(row.at_most):
-        bound = f"≤ {row.at_most:g}"
-    elif row.at_least:
-        bound = f"≥ {row.at_least:g}"
-    kept = "" if row.good else "  NOT KEPT"
-    return (
-        f"{row.name:<44} {row.value:>9.2f} {row.unit:<3}{ratio:>7} {bound:>9}  {row.against}{kept}"
+def _machine() -> dict[str, str]:
+    """What the figures depend on, and nothing that names the machine."""
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    summary = (
+        f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python "
+        f"{platform.python_version()}, "
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
     )
+    return {"cores": str(os.cpu_count()), "python": platform.python_version(), **versions,
+            "summary": summary}  # fmt: skip
 
 
 if __name__ == "__main__":

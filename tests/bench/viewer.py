@@ -1,12 +1,13 @@
 """The measuring client, the same for both arms: a process that receives, and keeps account.
 
-``python -m tests.bench.viewer CLIENT PORT PATH [TOKEN]``. Prints ``live`` once the stream is live,
+``python -m tests.bench.viewer CLIENT PORT PATH TOKEN`` (TOKEN may be empty). Prints ``live`` once the stream is live,
 and at the end one line of JSON: how many lines each frame carried, and when each frame was whole.
 Nothing is looked into before the last frame is there, so that the client's own work does not hide
 the server's.
 
 CLIENT is ``plain`` (a socket, and just enough of RFC 6455 to find where frames end: the server is
-what is measured) or ``trio`` (trio-websocket, as a Python program would use it).
+what is measured) or ``trio`` (trio-websocket, as a Python program would use it). Exit status
+`FELL_BEHIND` when the server closed 4008.
 """
 
 import base64
@@ -18,13 +19,15 @@ import time
 from collections.abc import Iterator
 
 import trio
-from trio_websocket import connect_websocket
+from trio_websocket import ConnectionClosed, connect_websocket
 
 from tests.bench.lines import DONE, numbers
 
 RECEIVE_BYTES = 256 * 1024
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 TIMEOUT_S = 120.0
+FELL_BEHIND = 8
+_TOO_FAR_BEHIND = 4008  # contract.md, close codes
 _LIVE = b'{"type":"live"}'
 
 
@@ -63,7 +66,8 @@ class Account:
         return {"counts": counts, "times": times}
 
 
-def plain(port: int, path: str, token: str | None, account: Account) -> None:
+def plain(port: int, path: str, token: str, account: Account) -> int | None:
+    """The code if the server closed before the last line."""
     with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as sock:
         key = base64.b64encode(os.urandom(16)).decode()
         login = f"Authorization: Bearer {token}\r\n" if token else ""
@@ -78,9 +82,11 @@ def plain(port: int, path: str, token: str | None, account: Account) -> None:
         head, _, received = received.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 101"), head.decode()
         for opcode, payload in _frames(sock, received):
-            assert opcode != 8, f"closed: {payload!r}"
+            if opcode == 8:
+                return int.from_bytes(payload[:2], "big")
             if opcode == 1 and account.took(payload):
-                return
+                break
+    return None
 
 
 def _receive(sock: socket.socket) -> bytes:
@@ -108,7 +114,9 @@ def _length_bytes(received: bytearray) -> int:
     return {126: 2, 127: 8}.get(received[1], 0) if len(received) > 1 else 8
 
 
-async def with_trio(port: int, path: str, token: str | None, account: Account) -> None:
+async def with_trio(port: int, path: str, token: str, account: Account) -> int | None:
+    """As `plain`."""
+    code: int | None = None
     headers = [(b"Authorization", f"Bearer {token}".encode())] if token else []
     async with trio.open_nursery() as nursery:
         connection = await connect_websocket(
@@ -122,19 +130,27 @@ async def with_trio(port: int, path: str, token: str | None, account: Account) -
             message_queue_size=4,
             max_message_size=MAX_FRAME_BYTES,
         )
-        while not account.took(await connection.get_message()):
-            pass
+        try:
+            while not account.took(await connection.get_message()):
+                pass
+        except ConnectionClosed as closed:
+            code = closed.reason.code if closed.reason is not None else 1006
         nursery.cancel_scope.cancel()
+    return code
 
 
-def main(client: str, port: int, path: str, token: str | None) -> None:
+def main(client: str, port: int, path: str, token: str) -> None:
     account = Account()
     if client == "plain":
-        plain(port, path, token, account)
+        code = plain(port, path, token, account)
     else:
-        trio.run(with_trio, port, path, token, account)
+        code = trio.run(with_trio, port, path, token, account)
+    if code is not None:
+        if code == _TOO_FAR_BEHIND:
+            sys.exit(FELL_BEHIND)
+        sys.exit(f"The server closed {code} before the last line.")
     print(json.dumps(account.report()), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4] if len(sys.argv) > 4 else None)
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4])
