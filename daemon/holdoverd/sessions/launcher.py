@@ -93,7 +93,7 @@ class Lock:
                 raise
             raise LockHeld(
                 f"The lock {path.name} is held: the session's agent, its keeper or a rival launch "
-                "is still alive. It frees itself when they are gone; try again then."
+                "is still alive. It frees itself when they are gone, and the agent is started then."
             ) from error
         return cls(fd)
 

@@ -10,6 +10,7 @@ takes the session, the next write or greeting says so, and all of them end.
 """
 
 import logging
+import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -118,6 +119,8 @@ class OwnedSession:
         self._signal: str | None = None
         self._talk_scope: trio.CancelScope | None = None
         self._fruitless = 0
+        self._stuck: CatalogueError | None = None
+        """Why what the agent said cannot be stored just now."""
         self._launch_scope: trio.CancelScope | None = None
         self.hub = Hub(model.row.last_seq, {t.thread: t.n for t in model.threads.values()})
         self.hub.ended = model.row.ended_at is not None and model.launch is None
@@ -166,13 +169,12 @@ class OwnedSession:
         stored, likewise; Unavailable when another instance has taken the session. Once the step
         is on its way to the catalogue a cancellation waits for it.
         """
+        if self._stuck is not None:
+            raise self._cannot_store()
         with trio.move_on_after(LOCK_S) as waiting:
             await self._lock.acquire()
         if waiting.cancelled_caught:
-            raise Unavailable(
-                f"Session {self.id} is busy storing what its agent said (a full or slow disk?); "
-                "try again."
-            )
+            raise self._cannot_store()
         try:
             self._still_ours()
             saved = self.model.save_point()
@@ -180,6 +182,9 @@ class OwnedSession:
             self.hub.ahead = True
             try:
                 result = change(step)
+                if self.model.creating:
+                    # Somebody has found it before its creator was told: what is accepted stays.
+                    self.model.announce(step)
                 self.model.seal(step, now_ms())
                 with trio.CancelScope(shield=True):
                     await self._commit(step)
@@ -196,6 +201,13 @@ class OwnedSession:
             return result
         finally:
             self._lock.release()
+
+    def _cannot_store(self) -> Unavailable:
+        if self._stuck is not None:
+            return Unavailable(f"Session {self.id} can store nothing just now. {self._stuck}")
+        return Unavailable(
+            f"Session {self.id} is busy storing what its agent said (a slow disk?); try again."
+        )
 
     def _still_ours(self) -> None:
         if self.lost.is_set():
@@ -236,22 +248,24 @@ class OwnedSession:
         Raises NotOwner. Cancelled between two tries it leaves the model ahead of the catalogue;
         then this instance stops, or has lost the session.
         """
-        told = False
-        while True:
-            try:
-                with trio.CancelScope(shield=True):
-                    await self._commit(step)
-                return
-            except CatalogueError as error:
-                if not told:
-                    told = True
-                    log.error(
-                        "%s; the agent's lines wait in the spool, retrying every %.0f s",
-                        error,
-                        RETRY_S,
-                        extra={"session": self.id},
-                    )
+        try:
+            while True:
+                try:
+                    with trio.CancelScope(shield=True):
+                        await self._commit(step)
+                    return
+                except CatalogueError as error:
+                    if self._stuck is None:
+                        log.error(
+                            "%s The agent's lines wait in the spool, retrying every %.0f s",
+                            error,
+                            RETRY_S,
+                            extra={"session": self.id},
+                        )
+                    self._stuck = error
                 await trio.sleep(RETRY_S)
+        finally:
+            self._stuck = None
 
     def spawn(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
         """Run a task of this session's. A defect in it costs this session its owner, no other.
@@ -323,8 +337,19 @@ class OwnedSession:
                 "them; end it, or wait."
             )
 
+    async def discard(self, error: LaunchError) -> bool:
+        """The first launch came to nothing. False where somebody has found the session meanwhile.
+
+        Then it stays, and says why it could not be started.
+        """
+        if not self.model.creating:
+            await self._fail_start(error.code, str(error))
+            return False
+        await self.purge()
+        return True
+
     async def purge(self) -> None:
-        """Remove a session that never came to life, and all its rows."""
+        """Remove a session that never came to life, and all its rows. Raises NotOwner."""
         epoch, catalogue = self.owner_epoch, self._in.catalogue
         await catalogue.write(lambda cx: sessions_table.purge_session(cx, self.id, epoch))
         if self.model.launch is not None:
@@ -679,6 +704,7 @@ class OwnedSession:
         except LockHeld:
             return False
         try:
+            self._in.observe("settle_launch")
             # Nobody writes the spool any more. What it still holds counts, an end record included.
             while not self._gone.is_set():
                 async with self._lock:
@@ -700,10 +726,15 @@ class OwnedSession:
         return True
 
     def _at_end(self, launch: LaunchRow) -> bool:
-        """Whether the spool holds no whole line that has not been read."""
+        """Whether the spool holds no whole line that has not been read.
+
+        Not so one that is shorter than what was read of it: that has to be told first.
+        """
         path = self._in.paths.spool(launch.id)
         try:
             with path.open("rb") as file:
+                if file.seek(0, os.SEEK_END) < launch.offset:
+                    return False
                 file.seek(launch.offset)
                 while chunk := file.read(COMMIT_BYTES):
                     if b"\n" in chunk:
@@ -728,8 +759,13 @@ class OwnedSession:
         self.spawn(self._start)
 
     async def _start(self) -> None:
+        told_of_lock = False
         try:
-            while self.model.launch is None and self.model.row.ended_at is None:
+            while (
+                self.model.launch is None
+                and self.model.row.ended_at is None
+                and not self.lost.is_set()
+            ):
                 if self._fruitless >= FRUITLESS_LAUNCHES:
                     self._fruitless = 0
                     await self._fail_start(
@@ -742,6 +778,13 @@ class OwnedSession:
                 self._fruitless += 1
                 try:
                     await self._start_once()
+                except LockHeld as error:
+                    # An owner taken for dead that stands still, or an agent that will not go:
+                    # people are told, and the prompts that wait go on waiting.
+                    self._fruitless -= 1
+                    if not told_of_lock:
+                        told_of_lock = True
+                        await self._fail_start(error.code, str(error))
                 except (LaunchError, RequestError) as error:
                     await self._fail_start(getattr(error, "code", "launch_failed"), str(error))
                     return

@@ -211,6 +211,8 @@ class Sessions:
         loaded = await self._load(session)
         if loaded is None:
             raise _no_session(session)
+        if loaded.row.owner_epoch != epoch:
+            raise Unavailable(f"Session {session} was taken by another instance; try again.")
         uuids = await catalogue.read(lambda cx: messages_table.recent_uuids(cx, session, 4096))
         model = SessionModel(
             loaded.row,
@@ -220,7 +222,6 @@ class Sessions:
             launch=loaded.launches[-1] if loaded.launches else None,
             recent_uuids=uuids[::-1],  # oldest first: they are forgotten in this order
         )
-        assert model.row.owner_epoch == epoch, "the compare-and-set gave us this epoch"
         adopted = OwnedSession(me, model, loaded.outbox)
         adopted.begin()
         log.info("adopted the session at epoch %d", epoch, extra={"session": session})
@@ -315,13 +316,15 @@ class Sessions:
         session = OwnedSession(me, model)
         me.observe("take_lock")
         lock = launcher.Lock.take_nowait(me.paths.lock(row.id))
+        # Ours before it is stored, or the search for orphans would take it from us.
+        self._owned[row.id] = session
         try:
             with trio.CancelScope(shield=True):
                 launch = await self._store_new(session, first, spec)
         except BaseException:
+            del self._owned[row.id]
             lock.close()
             raise
-        self._owned[row.id] = session
         counted()
         # In a task of its own: a client that hangs up does not leave half an agent behind.
         refused: list[LaunchError] = []
@@ -331,8 +334,10 @@ class Sessions:
             try:
                 await session.run_launch(launch, lock)
             except LaunchError as error:
-                await session.purge()
-                refused.append(error)
+                if await session.discard(error):
+                    refused.append(error)
+            except NotOwner:
+                session.retire()  # another instance took us for dead, and has it now
             finally:
                 settled.set()
 
@@ -341,7 +346,10 @@ class Sessions:
         if refused:
             raise Unprocessable(str(refused[0]), extra={"reason": refused[0].code})
         if session.lost.is_set():
-            raise Unavailable("The session could not be started just now; try again.")
+            raise Unavailable(
+                f"Session {row.id} was taken over while its agent was started; see "
+                f"`holdover session show {row.id}` for what became of it."
+            )
         return session
 
     async def _store_new(
