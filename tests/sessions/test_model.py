@@ -5,8 +5,9 @@ import json
 import pytest
 
 from holdoverd.agents.stream_json import classify
-from holdoverd.errors import Conflict, Gone, NotFound
+from holdoverd.errors import Conflict, Gone, NotFound, TooLarge
 from holdoverd.sessions.model import (
+    MAX_LINE_BYTES,
     MAX_NOTICED_FAULTS,
     MAX_QUEUED_PROMPTS,
     MAX_STATUSES,
@@ -379,3 +380,137 @@ def test_a_spool_cut_by_a_power_loss_is_told_and_read_from_its_new_end() -> None
     assert talk.model.launch is not None
     assert (talk.model.launch.offset, talk.model.launch.replay_from) == (100, 100)
     assert json.loads(talk.stored[-1].body)["code"] == "spool_cut"
+
+
+def test_a_prompt_that_the_agent_cancels_is_not_kept_for_the_next_one() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.prompt("p1")
+    talk.prompt("p2")
+    talk.says(
+        {
+            "type": "control_response",
+            "response": {
+                "subtype": "success",
+                "request_id": "i2",
+                "response": {"still_queued": [], "cancelled": [uid("p1")]},
+            },
+        },
+        {
+            "type": "system",
+            "subtype": "command_lifecycle",
+            "command_uuid": uid("p2"),
+            "state": "cancelled",
+        },
+    )
+    assert talk.model.queued_ids() == []
+    codes = [json.loads(m.body)["code"] for m in talk.stored if m.kind == "notice"]
+    assert codes == ["prompt_cancelled", "prompt_cancelled"]
+    talk.dies()
+    assert not talk.model.unsettled_prompts()
+
+
+def test_a_late_echo_of_a_prompt_that_waits_no_more_is_not_stored_again() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.prompt("p1")
+    step = Step()
+    talk.model.end(step, 5)
+    talk._sealed(step)
+    talk.says(echo("p1"))
+    assert talk.kinds == ["user"]
+
+
+def test_a_failed_act_leaves_the_live_state_to_be_stored_by_the_next() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.says({"type": "rate_limit_event", "rate_limit_info": {"status": "allowed"}})
+    saved = talk.model.save_point()
+    talk.prompt("p1")
+    assert "live" in talk.step.change.session
+    saved.restore()
+    talk.prompt("p2")
+    assert "rate_limit_event" in json.loads(talk.step.change.session["live"])["statuses"]  # type: ignore[call-overload]
+
+
+def test_an_agent_in_the_background_goes_on_after_its_tool_use_was_answered() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.says(
+        assistant("a", content=[tool_use("T1", "Agent")]),
+        tool_result("b", "T1"),
+        assistant("c", parent="T1"),
+    )
+    assert talk.model.threads["T1"].state == "open"
+    talk.says(
+        {
+            "type": "system",
+            "subtype": "task_notification",
+            "task_id": "x",
+            "tool_use_id": "T1",
+            "status": "completed",
+        }
+    )
+    assert talk.model.threads["T1"].state == "done"
+
+
+def test_a_sub_agent_that_was_cut_off_does_not_pin_the_spool() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.says(assistant("a", content=[tool_use("T1", "Agent")]), *opens("b", parent="T1"))
+    assert talk.model.blocks.replay_from() is not None
+    talk.says(tool_result("c", "T1"))
+    assert talk.model.blocks.replay_from() is None
+
+
+def test_what_cannot_be_sent_to_the_agent_in_one_line_is_refused_and_can_be_denied() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.says(asks("r1", payload="x" * (MAX_LINE_BYTES + 1)))
+    (permission,) = talk.model.permissions.values()
+    saved = talk.model.save_point()
+    with pytest.raises(TooLarge, match="Deny"):
+        talk.answers(permission.request_id)
+    saved.restore()
+    talk.answers(permission.request_id, "deny")
+    assert json.loads(talk.sent[-1][1])["response"]["response"]["behavior"] == "deny"
+
+
+def test_the_input_goes_back_as_the_agent_wrote_it() -> None:
+    talk = Talk()
+    talk.begin()
+    given = '{"n": 1e400, "s":"\\ud83d", "k":1.50}'
+    plain = '{"n": 1E5,  "s":"\\u00fc"}'
+    for number, text in enumerate((given.replace("1e400", "1"), plain)):
+        talk.says(
+            f'{{"type":"control_request","request_id":"r{number}","request":'
+            f'{{"subtype":"can_use_tool","tool_name":"T","tool_use_id":"t{number}","input":{text}}}}}'
+        )
+    surrogate, exact = talk.model.permissions.values()
+    talk.answers(exact.request_id)
+    assert plain in talk.sent[-1][1]
+    talk.answers(surrogate.request_id)
+    assert json.loads(talk.sent[-1][1])["response"]["response"]["updatedInput"]["s"] == "\ud83d"
+
+
+def test_an_agent_that_is_being_ended_gets_no_answers_any_more() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.says(asks("r1"))
+    (permission,) = talk.model.permissions.values()
+    step = Step()
+    talk.model.end(step, 5)
+    talk._sealed(step)
+    sent = len(talk.sent)
+    talk.says({"type": "control_request", "request_id": "x", "request": {"subtype": "telepathy"}})
+    assert len(talk.sent) == sent
+    with pytest.raises(Gone):
+        talk.answers(permission.request_id)
+
+
+def test_nothing_waits_for_the_keeper_of_a_launch_that_is_over() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.prompt("p1")
+    step = talk.dies()
+    assert step.change.outbox_acked == ("l_1", talk.sent[-1][0])
