@@ -6,12 +6,12 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import pytest
 import trio
 
+from tests.live.kills import agent_pids, kills_cost_nobody_anything, lines_of
 from tests.live.up import Up, running, wait_until
 from tests.live.watcher import Watcher, shown
 
@@ -27,94 +27,18 @@ def up(tmp_path: Path) -> Iterator[Up]:
         yield instance
 
 
-def lines_of(messages: list[Any]) -> list[int]:
-    """The numbers of the demo's ``lines``, each checked against its hash."""
-    numbers: list[int] = []
-    for message in messages:
-        if message["kind"] != "assistant":
-            continue
-        (block,) = message["body"]["message"]["content"]
-        if block.get("type") != "text" or not block["text"].startswith("#"):
-            continue
-        number, digest, payload = block["text"].split(" ", 2)
-        assert hashlib.sha256(payload.encode()).hexdigest() == digest, "a damaged line"
-        numbers.append(int(number[1:]))
-    return numbers
-
-
-def agent_pids(up: Up, *sessions: str) -> dict[str, int]:
-    """{session: pid of its agent}, found by the environment that the keeper gave it."""
-    found: dict[str, int] = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            environ = (entry / "environ").read_bytes()
-            command = (entry / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if b"holdoverd.demo" not in command or b"holdoverd.keeper" in command:
-            continue
-        for session in sessions:
-            if f"HOLDOVER_SESSION_ID={session}".encode() in environ.split(b"\0"):
-                found[session] = int(entry.name)
-    return found
-
-
-async def kills_cost_nobody_anything(
-    up: Up, *, sessions: int, viewers: int, kills: int, rate: int, seconds: int
-) -> list[float]:
-    """The figures of every reconnect, in seconds."""
-    count = rate * seconds
-    ids = [
-        (await trio.to_thread.run_sync(up.new_session, f"lines {count} rate {rate} size 1024"))[
-            "id"
-        ]
-        for _ in range(sessions)
-    ]
-    pids = wait_until(
-        lambda: (p := agent_pids(up, *ids)) and len(p) == sessions and p, "all agents run"
-    )
-    watchers = [Watcher(up.admin_socket, i, keep_bodies=True) for i in ids for _ in range(viewers)]
-    async with trio.open_nursery() as nursery:
-        for watcher in watchers:
-            nursery.start_soon(watcher.run)
-        for _ in range(kills):
-            for watcher in watchers:
-                with trio.fail_after(60):
-                    await watcher.live.wait()
-            before = [len(w.seqs) for w in watchers]
-            old = up.kill_daemon()
-            await trio.to_thread.run_sync(up.wait_new_daemon, old)
-            for watcher, had in zip(watchers, before, strict=True):
-                await watcher.wait(lambda w, had=had: w.live.is_set() and len(w.seqs) > had)
-            assert agent_pids(up, *ids) == pids, "an agent was started anew"
-        for watcher in watchers:
-            await watcher.wait(
-                lambda w: w.messages and w.messages[-1]["kind"] == "result", 60 + 3 * seconds
-            )
-        nursery.cancel_scope.cancel()
-    for watcher in watchers:
-        last = watcher.seqs[-1]
-        assert watcher.seqs == list(range(1, last + 1)), "missing, repeated or out of order"
-        assert lines_of(watcher.messages) == list(range(1, count + 1))
-        assert 1001 not in watcher.closes
-    stored = up.log(ids[0])
-    assert [m["seq"] for m in stored] == list(range(1, len(stored) + 1))
-    return [gap for watcher in watchers for gap in watcher.gaps_s]
-
-
 async def test_five_kills_under_twenty_streams_lose_and_repeat_nothing(up: Up) -> None:
-    gaps = await kills_cost_nobody_anything(
+    killed = await kills_cost_nobody_anything(
         up, sessions=20, viewers=2, kills=5, rate=20, seconds=30
     )
-    assert len(gaps) >= 5 * 40
-    assert max(gaps) < BACK_S
+    assert len(killed.gaps_s) >= 5 * 40
+    assert max(killed.gaps_s) < BACK_S
 
 
 async def test_an_agent_that_ends_while_no_daemon_lives_is_heard_to_its_last_word(up: Up) -> None:
     session = up.new_session("lines 30 rate 20 size 64\ncrash exit 3")["id"]
-    wait_until(lambda: agent_pids(up, session), "the agent runs")
+    # Before its first line the prompt may still be the daemon's to send.
+    wait_until(lambda: lines_of(up.log(session)), "the agent is at work")
     os.kill(up.process.pid, signal.SIGSTOP)  # nobody starts another daemon
     try:
         up.kill_daemon()
