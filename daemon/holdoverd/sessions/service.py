@@ -318,6 +318,7 @@ class Sessions:
         lock = launcher.Lock.take_nowait(me.paths.lock(row.id))
         # Ours before it is stored, or the search for orphans would take it from us.
         self._owned[row.id] = session
+        counted()
         try:
             with trio.CancelScope(shield=True):
                 launch = await self._store_new(session, first, spec)
@@ -325,7 +326,6 @@ class Sessions:
             del self._owned[row.id]
             lock.close()
             raise
-        counted()
         # In a task of its own: a client that hangs up does not leave half an agent behind.
         refused: list[LaunchError] = []
         settled = trio.Event()

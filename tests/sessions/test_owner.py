@@ -1,0 +1,288 @@
+"""The owner's shell with real keepers: ending what will not end, and what happens in between."""
+
+import contextlib
+import json
+import time
+from pathlib import Path
+
+import pytest
+import trio
+
+from holdoverd.errors import Capacity, CatalogueError, NotFound, RequestError, Unavailable
+from holdoverd.sessions import launcher, owner, service
+from holdoverd.sessions.viewer import ViewerClosed
+from tests.sessions.house import (
+    ADMIN,
+    BOB,
+    CLOSES_STDIN,
+    DEAF,
+    STAYS,
+    a_house,
+    a_prompt,
+    wait_until,
+)
+
+pytestmark = pytest.mark.slow
+
+
+def has_open_stdin(keeper: int) -> bool:
+    """Whether any descendant of the keeper but its init still holds a pipe as its stdin."""
+    children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+    agents = [
+        agent
+        for init in children
+        for agent in Path(f"/proc/{init}/task/{init}/children").read_text().split()
+    ]
+    return not agents or any(Path(f"/proc/{agent}/fd/0").is_symlink() for agent in agents)
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Agents that do not end by themselves get half a second at each step instead of five."""
+    monkeypatch.setattr(owner, "STOP_STEP_S", 0.5)
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_an_agent_that_never_reads_can_be_ended(tmp_path: Path) -> None:
+    async with a_house(tmp_path, DEAF) as house:
+        session = (await house.new())["id"]
+        for letter in "xyz":  # more than pipe and keeper hold
+            await house.sessions.prompt(ADMIN, session, a_prompt(letter * 300_000))
+        owned = await house.owned(session)
+        await house.sessions.end(ADMIN, session, False)
+        await wait_until(lambda: owned.model.launch is None, "the agent is gone")
+        assert (await house.view(session))["state"] == "ended"
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_nothing_that_is_asked_of_an_ended_session_stands_before_its_end(
+    tmp_path: Path,
+) -> None:
+    async with a_house(tmp_path, STAYS) as house:
+        session = (await house.new())["id"]
+        owned = await house.owned(session)
+        await house.sessions.end(ADMIN, session, False)
+        await house.sessions.patch(ADMIN, session, {"model": "m"})
+        await wait_until(lambda: owned.model.launch is None, "the agent is gone")
+
+
+async def test_an_agent_that_closes_its_stdin_is_ended_and_its_prompt_is_told_uncertain(
+    tmp_path: Path,
+) -> None:
+    async with a_house(tmp_path, CLOSES_STDIN) as house:
+        session = (await house.new())["id"]
+        owned = await house.owned(session)
+        (keeper,) = house.keepers
+        await wait_until(lambda: not has_open_stdin(keeper.pid), "the agent has closed its stdin")
+        prompt = a_prompt()
+        await house.sessions.prompt(ADMIN, session, prompt)
+        await wait_until(lambda: owned.model.launch is None, "the agent was ended")
+        messages = json.loads(await house.sessions.log(ADMIN, session, 0, 100))["messages"]
+        notices = [m["body"]["code"] for m in messages if m["kind"] == "notice"]
+        await wait_until(lambda: not owned.live or owned.model.launch, "what follows was settled")
+        assert notices[0] == "agent_exited"
+
+
+async def test_a_session_that_was_answered_stays_whatever_becomes_of_its_keeper(
+    tmp_path: Path,
+) -> None:
+    async with a_house(tmp_path, STAYS) as house:
+        house.answering = False
+        made = await house.new("precious")
+        owned = await house.owned(made["id"])
+        await wait_until(lambda: owned.model.row.error is not None, "it has given up")
+        view = await house.view(made["id"])
+        assert view["state"] == "failed"
+        assert view["queued"] == made["queued"]
+        house.answering = True
+        await house.sessions.resume(ADMIN, made["id"])
+        await wait_until(lambda: owned.model.launch is not None, "an agent runs")
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_a_purge_is_done_once_the_agent_is_gone_also_while_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = trio.Event()
+    start = launcher.start_keeper
+
+    async def held(*args: object) -> launcher.Started:
+        await gate.wait()
+        return await start(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(launcher, "start_keeper", held)
+    async with a_house(tmp_path, STAYS) as house:
+        async with trio.open_nursery() as nursery:
+
+            async def make() -> None:
+                with contextlib.suppress(RequestError):
+                    await house.new()
+
+            nursery.start_soon(make)
+            await wait_until(lambda: house.sessions._owned, "the session is on record")
+            (session,) = house.sessions._owned
+            await house.sessions.end(ADMIN, session, True)
+            gate.set()
+        with trio.fail_after(60):
+            while True:
+                try:
+                    await house.view(session)
+                except NotFound:
+                    break
+                await trio.sleep(0.05)
+        await wait_until(lambda: not list(house.paths.spools.iterdir()), "its spool is gone")
+
+
+async def test_no_more_agents_run_than_the_limit_however_they_race(tmp_path: Path) -> None:
+    async with a_house(tmp_path, STAYS, max_live=2) as house:
+        made: list[str] = []
+        refused: list[Capacity] = []
+
+        async def make() -> None:
+            try:
+                made.append((await house.new())["id"])
+            except Capacity as error:
+                refused.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(make)
+        assert (len(made), len(refused)) == (2, 4)
+        assert house.sessions.counts()[0] == 2
+        assert "max_live" in refused[0].message
+
+
+async def test_who_is_shut_out_while_opening_a_stream_does_not_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_house(tmp_path, STAYS) as house:
+        session = (await house.new(share="read"))["id"]
+        gate = trio.Event()
+        read, reads = house.catalogue.read, 0
+
+        async def slow(fn: object) -> object:
+            nonlocal reads
+            reads += 1
+            number, found = reads, await read(fn)  # type: ignore[arg-type]
+            if number == 2:  # the first one asks for his rights
+                await gate.wait()
+            return found
+
+        outcome: list[object] = []
+
+        async def bob_opens() -> None:
+            try:
+                outcome.append(
+                    await house.sessions.open_viewer(
+                        BOB, session, after=None, epoch=None, threads="all"
+                    )
+                )
+            except NotFound as error:
+                outcome.append(error)
+
+        async with trio.open_nursery() as nursery:
+            monkeypatch.setattr(house.catalogue, "read", slow)
+            nursery.start_soon(bob_opens)
+            await wait_until(lambda: reads >= 2, "Bob's rights were found good")
+            monkeypatch.setattr(house.catalogue, "read", read)
+            await house.sessions.patch(ADMIN, session, {"share": None})
+            gate.set()
+        assert isinstance(outcome[0], NotFound)
+        assert len((await house.owned(session)).hub) == 0
+
+
+async def test_a_session_lost_by_a_defect_is_adopted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "ADOPT_S", 0.1)
+    async with a_house(tmp_path, STAYS) as house:
+        session = (await house.new())["id"]
+        first = await house.owned(session)
+        viewer = await house.sessions.open_viewer(
+            ADMIN, session, after=None, epoch=None, threads="all"
+        )
+
+        async def defective() -> None:
+            raise ZeroDivisionError("a defect")
+
+        first.spawn(defective)
+        await wait_until(
+            lambda: house.sessions._owned.get(session) not in (None, first), "it is adopted"
+        )
+        again = await house.owned(session)
+        assert again.owner_epoch == first.owner_epoch + 1
+        assert again.model.launch is not None
+        with pytest.raises(ViewerClosed) as closed:
+            await viewer.next_frame()
+        assert closed.value.code == 1001
+
+
+async def test_stopping_waits_for_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with a_house(tmp_path, STAYS) as house:
+        session = (await house.new())["id"]
+        owned = await house.owned(session)
+        refusals = 0
+
+        async def full(_step: object) -> None:
+            nonlocal refusals
+            refusals += 1
+            raise CatalogueError("The disk is full.")
+
+        monkeypatch.setattr(owned, "_commit", full)
+        house.kill_keepers()
+        await wait_until(lambda: refusals > 0, "the agent's end could not be stored")
+        with pytest.raises(Unavailable, match="disk is full"):
+            await house.sessions.prompt(ADMIN, session, a_prompt())
+        begun = time.monotonic()
+        house.nursery.cancel_scope.cancel()
+    # A timeout of many times what it takes; before, it waited until the disk had room.
+    assert time.monotonic() - begun < 30
+
+
+async def test_an_end_while_a_rival_holds_the_lock_leaves_the_lock_to_others(
+    tmp_path: Path,
+) -> None:
+    async with a_house(tmp_path, STAYS) as house:
+        session = (await house.new())["id"]
+        owned = await house.owned(session)
+        house.kill_keepers()
+        await wait_until(lambda: owned.model.launch is None, "the agent's end is told")
+        lock = house.paths.lock(session)
+        rival = await launcher.Lock.wait_taken(lock)
+        await house.sessions.resume(ADMIN, session)
+        await house.sessions.end(ADMIN, session, False)
+        rival.close()
+        await wait_until(lambda: not owned.live, "nothing is started any more")
+        launcher.Lock.take_nowait(lock).close()
+
+
+async def test_sessions_that_rest_are_forgotten_and_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "ADOPT_S", 0.05)
+    monkeypatch.setattr(service, "REST_S", 0.1)
+    async with a_house(tmp_path, STAYS) as house:
+        session = (await house.new("hello"))["id"]
+        await house.sessions.end(ADMIN, session, False)
+        house.kill_keepers()
+        await wait_until(lambda: session not in house.sessions._owned, "it is forgotten")
+        viewer = await house.sessions.open_viewer(
+            ADMIN, session, after=0, epoch=None, threads="all"
+        )
+        kinds = [json.loads(await viewer.next_frame())["type"] for _ in range(3)]
+        with pytest.raises(ViewerClosed) as closed:
+            await viewer.next_frame()
+        assert kinds == ["hello", "messages", "live"]
+        assert closed.value.code == 1000
+
+
+async def test_leftovers_of_launches_that_are_over_are_removed_at_the_start(tmp_path: Path) -> None:
+    for folder, name in (("spool", "l_dead.spool"), ("sessions", "l_dead.sock")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).touch()
+    async with a_house(tmp_path, STAYS) as house:
+        assert not list(house.paths.spools.iterdir())
+        assert not list(house.paths.sessions.iterdir())
+        session = (await house.new())["id"]
+        assert len(list(house.paths.spools.iterdir())) == 1
+        assert (await house.view(session))["state"] in ("starting", "idle")
