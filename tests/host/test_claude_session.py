@@ -19,7 +19,7 @@ import pytest
 import trio
 
 from tests.claude.install import FOLDER, InstallError, install, installed
-from tests.host.machine import SOURCE_INSIDE, Machine
+from tests.host.machine import CGROUPS, SOURCE_INSIDE, Machine
 from tests.live.up import Api, wait_until
 from tests.live.watcher import Watcher, shown
 
@@ -112,6 +112,16 @@ def agent_process(session: str) -> tuple[int, str, str]:
             found.append((int(entry.name), unit[0], started))
     (one,) = found
     return one
+
+
+def memory_limit(pid: int) -> Path:
+    """Where the kernel tells the limit of the group that a process is in."""
+    group = ""
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, controllers, group = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            return Path(f"{CGROUPS}/memory{group}/memory.limit_in_bytes")
+    return Path(f"{CGROUPS}{group}/memory.max")
 
 
 async def say(watcher: Watcher, **frame: Any) -> None:
@@ -334,12 +344,7 @@ async def test_walls_and_limits_hold_for_what_the_agent_runs(
 
         # The limit of the unit file is the kernel's. To reach it, it has to be a small one.
         unit = agent[1]
-        (group,) = (
-            line.split(":")[2]
-            for line in Path(f"/proc/{agent[0]}/cgroup").read_text().splitlines()
-            if "memory" in line.split(":")[1].split(",")
-        )
-        limit = Path(f"/sys/fs/cgroup/memory{group}/memory.limit_in_bytes")
+        limit = memory_limit(agent[0])
         assert limit.read_text().strip() == host.show(unit, "MemoryMax")
         assert host.show(unit, "TasksMax") == "4096"
         host.systemctl("set-property", "--runtime", unit, "MemoryMax=1536M")
