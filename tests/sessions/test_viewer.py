@@ -289,6 +289,62 @@ async def test_nobody_becomes_live_on_a_state_that_is_ahead_of_what_was_publishe
     assert [f["type"] for f in await taken(viewer)] == ["delta", "live"]
 
 
+@pytest.mark.parametrize("main_n", [None, 0])
+async def test_a_session_that_talks_without_a_pause_keeps_nobody_from_becoming_live(
+    autojump_clock: trio.testing.MockClock, main_n: int | None
+) -> None:
+    """With every read a message comes, and another step is on its way: there is no last read."""
+    stage = Stage(3)
+    viewer = stage.view(main_n=main_n)
+    stage.snapshot = Snapshot([status_frame("status", "1")], [("main", delta_frame("main", "2"))])
+
+    def says_and_goes_on() -> None:
+        stage.says(stage.store(), Delta("main", '"in the snapshot"'), session='{"type":"session"}')
+        stage.hub.ahead = True
+
+    stage.reading = says_and_goes_on
+    frames = await taken(viewer)
+    assert [f["type"] for f in frames] == ["hello", "messages"]
+    says_and_goes_on()
+    frames += await taken(viewer)
+    kinds = [f["type"] for f in frames[2:]]
+    assert kinds == ["messages", "messages", "status", "delta", "live", "session"]
+    stage.commit()
+    assert seqs(frames + await taken(viewer)) == list(range(1, 7))
+
+
+async def test_a_thread_that_is_level_misses_nothing_while_another_is_still_read(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    stage = Stage(2)
+    stage.store("sub")
+    stage.hub.committed = 3
+    viewer = stage.view(main_n=0)
+    viewer.subscribe("sub", 0)
+    reads = iter([lambda: None, stage.commit, lambda: stage.commit("sub")])
+    stage.reading = lambda: next(reads, lambda: None)()
+    frames = await frames_until_live(viewer)
+    stage.commit()
+    assert sorted(seqs(frames + await taken(viewer))) == list(range(1, len(stage.rows) + 1))
+
+
+async def test_a_viewer_for_whom_too_much_comes_while_it_reads_is_closed_4008(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    stage = Stage(1)
+    viewer = stage.view()
+    assert json.loads(await viewer.next_frame())["type"] == "hello"
+
+    def says_much() -> None:
+        for _ in range(64):
+            stage.commit(text="x" * (QUEUE_CHARS // 64))
+
+    stage.reading = says_much
+    with pytest.raises(ViewerClosed) as closed:
+        await viewer.next_frame()
+    assert closed.value.code == 4008
+
+
 async def test_what_was_ahead_and_is_taken_back_lets_viewers_go_on(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

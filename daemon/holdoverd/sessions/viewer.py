@@ -118,13 +118,19 @@ class Hub:
         built: dict[frozenset[str] | None, list[_Framed]] = {}
         for viewer in list(self._viewers):
             viewer.wake()
-            if not viewer.live:
+            if not viewer.joined:
                 continue
             seen = viewer.seen_threads()
             frames = built.get(seen)
             if frames is None:
                 frames = built[seen] = _frames(events, seen)
-            viewer.push(frames)
+            if viewer.live:
+                viewer.push(frames)
+            else:
+                viewer.push([frame for frame in frames if frame.kind == "messages"])
+                if not viewer.at_the_door:
+                    continue
+                viewer.become_live()
             shown = session_frame
             if shown is None and seen is not None and not seen.issuperset(grown):
                 shown = lazy = lazy or grown_frame()
@@ -231,6 +237,9 @@ class Viewer:
         self._queue: deque[_Framed] = deque()
         self._chars = 0
         self._lost_deltas = False
+        # How far it still reads, once it has joined: the seq (all threads), or {thread: n}.
+        self._target: int | None = None
+        self._targets: dict[str, int] = {}
         self._close: tuple[int, str] | None = None
         self._bell = Wake()
         hub.add(self)
@@ -239,6 +248,36 @@ class Viewer:
 
     def wake(self) -> None:
         self._bell.ring()
+
+    @property
+    def joined(self) -> bool:
+        """Messages of the threads it sees are pushed from now on; see `_catch_up`."""
+        return self.live or (self._target is not None if self._all else bool(self._threads))
+
+    @property
+    def at_the_door(self) -> bool:
+        """It has joined, has read all that there was, and is not live yet."""
+        if self._stage != "catch_up" or self._close is not None or self._catching_up:
+            return False
+        return not self._all or (self._target is not None and self._after >= self._target)
+
+    def become_live(self) -> None:
+        """The hub and the session's state are level, and so is this viewer with them.
+
+        The hub does this for whoever is at the door, in the moment of publishing. When the
+        viewer's own task comes to look, the next step may be on its way already: under load no
+        viewer of a session that talks steadily would ever become live.
+        """
+        snapshot = self._snapshot()
+        # What was pushed since it joined goes behind what it has read, and before the snapshot.
+        self._ready.extend(frame.text for frame in self._queue)
+        self._queue.clear()
+        self._chars = 0
+        self._ready.extend(snapshot.statuses)
+        self._ready.extend(text for thread, text in snapshot.deltas if self._sees(thread))
+        self._ready.append('{"type":"live"}')
+        self._stage = "live"
+        self.live = self._close is None
 
     def seen_threads(self) -> frozenset[str] | None:
         return None if self._all else frozenset(self._threads)
@@ -317,34 +356,40 @@ class Viewer:
             await self._bell.wait_rung()
 
     async def _catch_up(self) -> None:
-        """Read on from the cursor; at the catalogue's end become live in the same breath."""
+        """Read on from the cursor; at the catalogue's end become live.
+
+        Joins when one more read may reach the end: what is published from then on is queued here,
+        and only what was published before is still read. Chasing the end to the last message
+        would not succeed while messages come faster than reads.
+        """
         if self._catching_up:
             await self._catch_up_threads()
-            if self._catching_up:
-                return
-        elif self._all and self._after < self._hub.committed:
-            target = self._hub.committed
-            rows = await self._read(self._log.after(self._after, CATCH_UP_ROWS, CATCH_UP_BYTES))
-            # The read may see a commit that the hub has yet to publish: that one comes live.
-            self._show([row for row in rows if row.seq <= target])
-            self._after = min(rows[-1].seq, target) if rows else target
             return
+        if self._all:
+            if self._target is None and self._hub.committed - self._after <= CATCH_UP_ROWS:
+                self._target = self._hub.committed
+            target = self._hub.committed if self._target is None else self._target
+            if self._after < target:
+                rows = await self._read(self._log.after(self._after, CATCH_UP_ROWS, CATCH_UP_BYTES))
+                # The read may see what is pushed, or what the hub has yet to publish.
+                self._show([row for row in rows if row.seq <= target])
+                self._after = min(rows[-1].seq, target) if rows else target
+                return
         if self._hub.ahead:
-            # Told again as soon as what is ahead is stored and published, or taken back.
             await self._bell.wait_rung()
             return
-        # No await stands between the comparisons with the hub above and `live` below.
-        snapshot = self._snapshot()
-        self._ready.extend(snapshot.statuses)
-        self._ready.extend(text for thread, text in snapshot.deltas if self._sees(thread))
-        self._ready.append('{"type":"live"}')
-        self._stage = "live"
-        self.live = self._close is None
+        self.become_live()
 
     async def _catch_up_threads(self) -> None:
         """Messages of a thread that is not level with the hub yet; of one thread a call."""
         thread, sent = next(iter(self._catching_up.items()))
         target = self._hub.thread_n.get(thread, 0)
+        if self._stage != "live":
+            # Joins as in `_catch_up`. A live viewer's queue goes out at once: it may not.
+            if thread not in self._targets and target - sent <= CATCH_UP_ROWS:
+                self._targets[thread] = target
+                self._threads.add(thread)
+            target = self._targets.get(thread, target)
         if sent < target:
             rows = await self._read(
                 self._log.thread_after(thread, sent, CATCH_UP_ROWS, CATCH_UP_BYTES)
