@@ -34,7 +34,7 @@ from holdoverd.http.context import Context
 from holdoverd.http.server import Server, serve
 from holdoverd.ids import now_ms
 from holdoverd.sessions.launcher import Paths
-from holdoverd.sessions.owner import Instance
+from holdoverd.sessions.means import Instance
 from holdoverd.sessions.service import Limits, Sessions, host_name
 from holdoverd.sessions.spool import SpoolWatch
 from holdoverd.settings import Settings, load_default

@@ -66,7 +66,7 @@ async def test_nothing_that_is_asked_of_an_ended_session_stands_before_its_end(
         await wait_until(lambda: owned.model.launch is None, "the agent is gone")
 
 
-async def test_an_agent_that_closes_its_stdin_is_ended_and_its_prompt_is_told_uncertain(
+async def test_an_agent_that_has_closed_its_stdin_is_ended_when_it_is_to_be_told_something(
     tmp_path: Path,
 ) -> None:
     async with a_house(tmp_path, CLOSES_STDIN) as house:
@@ -74,8 +74,8 @@ async def test_an_agent_that_closes_its_stdin_is_ended_and_its_prompt_is_told_un
         owned = await house.owned(session)
         (keeper,) = house.keepers
         await wait_until(lambda: not has_open_stdin(keeper.pid), "the agent has closed its stdin")
-        prompt = a_prompt()
-        await house.sessions.prompt(ADMIN, session, prompt)
+        for _ in range(2):  # what breaks the pipe may be acknowledged, what follows is not
+            await house.sessions.prompt(ADMIN, session, a_prompt())
         await wait_until(lambda: owned.model.launch is None, "the agent was ended")
         messages = json.loads(await house.sessions.log(ADMIN, session, 0, 100))["messages"]
         notices = [m["body"]["code"] for m in messages if m["kind"] == "notice"]

@@ -37,8 +37,9 @@ from holdoverd.errors import (
 )
 from holdoverd.ids import new_id, now_ms
 from holdoverd.sessions import launcher
+from holdoverd.sessions.means import Instance
 from holdoverd.sessions.model import MAX_LINE_BYTES, SessionModel, Step
-from holdoverd.sessions.owner import Instance, OwnedSession, purge_rows
+from holdoverd.sessions.owner import OwnedSession, purge_rows
 from holdoverd.sessions.viewer import CLOSE_GOING_AWAY, CLOSE_UNSHARED, Viewer
 from holdoverd.sessions.wire import dumps, message_json, session_view
 
@@ -116,7 +117,7 @@ class Sessions:
             elif not owned.resting:
                 self._touched[session] = now
             elif now - self._touched.setdefault(session, now) > REST_S:
-                owned.retire()
+                owned.lose()
 
     async def _adopt_orphans(self) -> None:
         """Adopt the sessions with work to do that nobody holds.
@@ -332,12 +333,12 @@ class Sessions:
 
         async def start() -> None:
             try:
-                await session.run_launch(launch, lock)
+                await session.starter.run_launch(launch, lock)
             except LaunchError as error:
                 if await session.discard(error):
                     refused.append(error)
             except NotOwner:
-                session.retire()  # another instance took us for dead, and has it now
+                session.lose()  # another instance took us for dead, and has it now
             finally:
                 settled.set()
 
@@ -356,7 +357,7 @@ class Sessions:
         self, session: OwnedSession, first: SessionRow, spec: dict[str, Any]
     ) -> LaunchRow:
         model = session.model
-        launch = session.new_launch()
+        launch = session.starter.new_launch()
         step = Step()
         model.launch_begun(step, launch)
         if (prompt := spec.get("prompt")) is not None:
@@ -491,7 +492,7 @@ class Sessions:
                     answer = await owned.act(change)
                 except _PromptKnown:
                     continue
-                owned.want_agent_for_prompts()
+                owned.starter.want_agent_for_prompts()
             return answer
         raise Unavailable(f"Prompt {accepted.id} is being accepted by another request; try again.")
 
@@ -598,7 +599,7 @@ class Sessions:
             raise Conflict(f"Session {session} has ended; start a new one.")
         if not owned.live:
             with self._admit():
-                owned.want_agent()
+                owned.starter.want_agent()
         return {}
 
     # -- reading ------------------------------------------------------------------------------------

@@ -13,6 +13,9 @@ from pathlib import Path
 import inotify_simple
 import trio
 
+from holdoverd.agents.stream_json import MAX_LINE_BYTES, LineSplitter, OversizeLine
+from holdoverd.catalogue.records import LaunchRow
+
 READ_BYTES = 1024 * 1024
 """One read, and so one commit and one burst to viewers, takes at most this much of a spool."""
 
@@ -73,6 +76,38 @@ class Spool:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+class SpoolReader:
+    """Where reading a launch's spool stands: whole lines out of whatever is there.
+
+    `position`: of the next byte to read; `line_start`: where the next line begins that the owner
+    will take, which moves it on; `committed`: the offset in the catalogue.
+    """
+
+    def __init__(self, launch: LaunchRow, spool: Spool) -> None:
+        self.launch = launch
+        self.spool = spool
+        self.committed = launch.offset
+        self.restart(launch.replay_from)
+
+    @property
+    def overflowing(self) -> bool:
+        """The line that is being read is longer than any that is kept."""
+        return self._splitter.pending > MAX_LINE_BYTES
+
+    def restart(self, position: int) -> None:
+        self.position = position
+        self.line_start = position
+        self._splitter = LineSplitter()
+
+    def read_lines(self) -> list[bytes | OversizeLine] | None:
+        """Lines that the next read completes; None at the file's present end."""
+        data = self.spool.read(self.position)
+        if not data:
+            return None
+        self.position += len(data)
+        return self._splitter.feed(data)
 
 
 class SpoolWatch:

@@ -1,0 +1,32 @@
+"""What every owned session of an instance shares."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from holdoverd.catalogue.store import Catalogue
+from holdoverd.sessions.launcher import Observer, Paths
+from holdoverd.sessions.spool import SpoolWatch
+from holdoverd.settings import AgentSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """This instance's identity and the means it works with.
+
+    `nursery` holds the sessions' tasks; `observe` is called with the name of each step of a launch
+    or an adoption before it is taken.
+    """
+
+    catalogue: Catalogue
+    paths: Paths
+    watch: SpoolWatch
+    nursery: trio.Nursery
+    host: str
+    generation: int
+    release: str
+    boot_id: str
+    roots: Sequence[str]
+    agents: Callable[[str], AgentSettings | None]
+    observe: Observer = lambda _step: None
