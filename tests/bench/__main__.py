@@ -28,6 +28,7 @@ def main(names: list[str]) -> int:
     if unknown := set(names) - MEASUREMENTS.keys():
         print(f"No measurement {', '.join(unknown)}; there are {', '.join(MEASUREMENTS)}.")
         return 2
+    load = os.getloadavg()[0]
     rows: list[Row] = []
     texts: list[str] = []
     for name in names or MEASUREMENTS:
@@ -38,7 +39,7 @@ def main(names: list[str]) -> int:
     table = "\n".join(_table(rows))
     print(table)
     if not names:
-        machine = _machine()
+        machine = _machine(load)
         what = "\n\n".join(
             f"**{name}.** {text}" for name, text in zip(MEASUREMENTS, texts, strict=True)
         )
@@ -72,13 +73,17 @@ def _figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
 
 
-def _machine() -> dict[str, str]:
-    """What the figures depend on, and nothing that names the machine."""
+def _machine(load: float) -> dict[str, str]:
+    """What the figures depend on, and nothing that names the machine.
+
+    `load`: the load average of the minute before, which others caused.
+    """
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     summary = (
         f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python "
         f"{platform.python_version()}, "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + f"; load average of the minute before, by others: {load:.1f}"
     )
     return {"cores": str(os.cpu_count()), "python": platform.python_version(), **versions,
             "summary": summary}  # fmt: skip
