@@ -134,7 +134,7 @@ async def run(
                     max_connections=settings.server.max_connections,
                 )
             )
-            await record(catalogue, generation)
+            await nursery.start(record, catalogue, generation)
             nursery.start_soon(heartbeat, sessions, doors)
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                 # What has been imported stays: walking it again and again in full collections
@@ -182,10 +182,31 @@ async def heartbeat(sessions: Sessions, doors: Server) -> None:
         await trio.sleep(min(interval / 3, HEARTBEAT_S) if interval else HEARTBEAT_S)
 
 
-async def record(catalogue: Catalogue, generation: int) -> None:
-    """Write this instance into the catalogue, for `holdover status`."""
+async def record(
+    catalogue: Catalogue,
+    generation: int,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Write this instance into the catalogue, for `holdover status`.
+
+    Where that cannot be just now (a full disk), what is stored can be read all the same: started.
+    """
     row = InstanceRow(host_name(), generation, __version__, "serving", now_ms(), os.getpid())
-    await catalogue.write(lambda cx: instances_table.upsert_instance(cx, row))
+    told = False
+    while True:
+        try:
+            await catalogue.write(lambda cx: instances_table.upsert_instance(cx, row))
+        except CatalogueError as error:
+            if not told:
+                told = True
+                log.error("%s Serving what can be read.", error)
+                task_status.started()
+            await trio.sleep(HEARTBEAT_S)
+        else:
+            if not told:
+                task_status.started()
+            return
 
 
 def take_listeners() -> dict[str, list[socket.socket]]:

@@ -1,6 +1,5 @@
 """A viewer that comes back by itself, as contract.md wants clients to, and keeps account."""
 
-import contextlib
 import json
 import socket
 from collections.abc import Callable
@@ -63,9 +62,13 @@ class Watcher:
         """Watch until the session has ended (close 1000) or the task is cancelled."""
         lost_at: float | None = None
         while True:
-            with contextlib.suppress(OSError, HandshakeError, trio.BrokenResourceError):
-                if await self._once(lost_at):
-                    return
+            over = False
+            try:
+                over = await self._once(lost_at)
+            except* (OSError, HandshakeError, trio.BrokenResourceError):
+                pass  # no daemon, or one that cannot serve the session just now
+            if over:
+                return
             if lost_at is None or self.live.is_set():
                 lost_at = trio.current_time()
             self.live = trio.Event()

@@ -29,7 +29,7 @@ from holdoverd.catalogue.store import Catalogue
 from holdoverd.errors import HoldoverError, RequestError
 from holdoverd.instance import boot_id
 from holdoverd.main import make_paths
-from holdoverd.sessions.owner import Instance
+from holdoverd.sessions.means import Instance
 from holdoverd.sessions.service import Limits, Sessions
 from holdoverd.sessions.spool import SpoolWatch
 

@@ -24,6 +24,7 @@ from holdoverd.catalogue.records import LaunchRow, SessionRow
 from holdoverd.errors import (
     BadRequest,
     Capacity,
+    CatalogueError,
     Conflict,
     Forbidden,
     Gone,
@@ -154,7 +155,12 @@ class Sessions:
             if path.stem not in on_record:
                 path.unlink(missing_ok=True)
         for session in await catalogue.read(sessions_table.purges_unfinished):
-            await purge_rows(catalogue, session)
+            try:
+                await purge_rows(catalogue, session)
+            except CatalogueError as error:
+                # A full disk, most likely: no reason not to serve. Nobody sees them any more.
+                log.warning("finishing a purge: %s The next start tries again.", error)
+                return
 
     async def _load(self, session: str) -> sessions_table.LoadedSession | None:
         return await self._in.catalogue.read(lambda cx: sessions_table.load_session(cx, session))
