@@ -49,8 +49,10 @@ def idle(process: AgentProcess, after: Frame) -> Frame:
 
 
 def transcript(home: Path, session: str) -> str:
-    [path] = home.glob(f"home/.claude/projects/*/{session}.jsonl")
-    return path.read_text()
+    """What the agent has written so far; it writes behind its own back, so maybe nothing yet."""
+    paths = list(home.glob(f"home/.claude/projects/*/{session}.jsonl"))
+    assert len(paths) <= 1
+    return "".join(path.read_text() for path in paths)
 
 
 def texts(frame: Frame) -> list[str]:
