@@ -98,7 +98,7 @@ class Insertion:
 
     The driver lets go of the interpreter's lock once per statement run, and has to win it back
     each time from an event loop that is busy with the next lines: for `executemany` that is once
-    per row, and a burst of a thousand rows then takes several times as long as it should.
+    per row.
     """
 
     # The largest fits every SQLite's 32,766 parameters with twenty columns and to spare; each is

@@ -96,17 +96,19 @@ class Sessions:
     # -- owning -----------------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Adopt what this host's dead instances left, first of all our own earlier process's."""
+        """Adopt what this host's dead instances left, first of all our own earlier process's.
+
+        The doors need not wait for that: a session that somebody asks for is adopted at once.
+        """
         await self._clean_up()
-        await self._adopt_orphans()
         task_status.started()
         while True:
-            await trio.sleep(ADOPT_S)
-            self._retire_resting()
             try:
                 await self._adopt_orphans()
             except (RequestError, OSError) as error:
                 log.warning("looking for sessions to adopt: %s Retrying.", error)
+            await trio.sleep(ADOPT_S)
+            self._retire_resting()
 
     def _retire_resting(self) -> None:
         """Forget sessions that have rested for a while: the catalogue knows all about them."""
