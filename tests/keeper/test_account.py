@@ -252,12 +252,42 @@ def test_prompts_are_found_where_the_agent_will_find_them(tmp_path: Path) -> Non
     assert found == [ids["own"], ids["folded"], ids["queued"], ids["second"]]
 
 
-def test_a_conversation_is_there_when_a_transcript_holds_anything(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "there"),
+    [
+        (b"", False),
+        (bytes(5000), False),  # what a power cut may make of it
+        (b'{"type":"user","mess', False),
+        (b"{}\n[]\n7\n", False),
+        (b'{"type":"queue-operation","commandUuid":"u"}\n', False),  # killed before it began
+        (b'{"type":"user","message":{}}\n', True),
+        (b'{"type":"assistant"}', True),
+        (b'{"type":"summary"}\n{"type":"user"}\n' + bytes(100), True),
+        (bytes(100) + b'\n{"type":"user"}\n', True),
+    ],
+)
+def test_a_conversation_is_there_when_a_whole_record_of_it_is(
+    tmp_path: Path, content: bytes, there: bool
+) -> None:
     assert not transcripts.exists(["~/*.jsonl"], str(tmp_path))
+    (tmp_path / "a.jsonl").write_bytes(content)
+    assert transcripts.exists(["~/*.jsonl"], str(tmp_path)) is there
+
+
+def test_transcripts_without_a_conversation_are_set_aside_whole(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(bytes(7))
+    (tmp_path / "b.jsonl").write_bytes(b"")
+    names = transcripts.set_aside(["~/a.jsonl", "~/b.jsonl"], str(tmp_path), 17)
+    assert names == [f"{tmp_path}/{name}.jsonl.unusable-17" for name in "ab"]
+    assert (tmp_path / "a.jsonl.unusable-17").read_bytes() == bytes(7)
+    assert transcripts.set_aside(["~/*.jsonl"], str(tmp_path), 18) == []
+
+
+def test_a_transcript_that_cannot_be_set_aside_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").touch()
-    assert not transcripts.exists(["~/*.jsonl"], str(tmp_path))
-    (tmp_path / "a.jsonl").write_text("{}\n")
-    assert transcripts.exists(["~/*.jsonl"], str(tmp_path))
+    (tmp_path / "a.jsonl.unusable-17").mkdir()
+    with pytest.raises(LaunchError, match=r"a\.jsonl holds no conversation and cannot be renamed"):
+        transcripts.set_aside(["~/a.jsonl"], str(tmp_path), 17)
 
 
 def test_a_transcript_that_cannot_be_read_is_no_answer(tmp_path: Path) -> None:

@@ -488,6 +488,24 @@ def test_what_was_found_in_transcripts_is_in_the_answer(keep: Bench) -> None:
     assert keep.launched(ECHO, lookup=lookup)["found"] == ["here"]
 
 
+def test_an_agent_begins_anew_where_its_transcript_came_back_empty(keep: Bench) -> None:
+    lookup = {"transcripts": ["~/t.jsonl"], "uuids": ["queued"]}
+    (keep.home / "t.jsonl").write_text('{"type":"queue-operation","commandUuid":"queued"}\n')
+    begin = python("import os; print(sorted(os.listdir(os.environ['HOME'])))")
+    answer = keep.launched(("/bin/false",), lookup=lookup, fresh_argv=list(begin))
+    assert (answer["fresh"], answer["found"]) == (True, [])
+    said = keep.wait_end()[0].decode()
+    assert "t.jsonl.unusable-" in said
+    assert "'t.jsonl'" not in said
+
+
+def test_an_agent_goes_on_where_there_is_a_conversation(keep: Bench) -> None:
+    lookup = {"transcripts": ["~/t.jsonl"], "uuids": ["here"]}
+    (keep.home / "t.jsonl").write_text('{"type":"user","uuid":"here"}\n')
+    answer = keep.launched(ECHO, lookup=lookup, fresh_argv=["/bin/false"])
+    assert (answer["fresh"], answer["found"]) == (False, ["here"])
+
+
 def test_a_daemon_that_dies_before_the_answer_leaves_a_keeper_for_the_next(keep: Bench) -> None:
     ours = keep.start()
     fds = keep.descriptors()

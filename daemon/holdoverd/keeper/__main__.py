@@ -98,9 +98,17 @@ def _launch(
             cwd_fd, cwd = folders.open_cwd(request.cwd, request.roots, home)
         fds.append(cwd_fd)
         env["PWD"] = cwd
-        found = transcripts.find_uuids(request.transcripts, request.uuids, home)
         fresh = bool(request.fresh_argv) and not transcripts.exists(request.transcripts, home)
         argv = request.fresh_argv if fresh else request.argv
+        found: list[str] = []
+        if fresh:
+            # Nothing in them is known to the agent that starts now, queued prompts included.
+            for name in transcripts.set_aside(
+                request.transcripts, home, time.time_ns() // 1_000_000
+            ):
+                log(f"a transcript without a conversation was set aside as {name}")
+        else:
+            found = transcripts.find_uuids(request.transcripts, request.uuids, home)
         program = account.resolve_program(argv[0], env, home)
         oom_kills_before = account.oom_kills()
         started = chain.start_chain(

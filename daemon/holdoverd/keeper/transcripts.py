@@ -20,6 +20,8 @@ MAX_LINE_BYTES = 64 * 1024 * 1024
 """The longest line that is looked into as one record."""
 MAX_TOTAL_BYTES = 8 * 1024**3
 
+_SAID = frozenset({"user", "assistant"})
+"""The types of the records that make a conversation; others, such as ``queue-operation``, do not."""
 _PROMPT_KEYS = frozenset({"uuid", "commandUuid", "source_uuid"})
 """Where records keep the id of a prompt: its own record, or one that was folded into a turn."""
 MAX_DEPTH = 16
@@ -27,8 +29,34 @@ MAX_DEPTH = 16
 
 
 def exists(globs: Iterable[str], home: str) -> bool:
-    """Whether any transcript is there: the agent has a conversation to go on with."""
-    return any(os.path.getsize(path) for path in _files(globs, home))
+    """Whether a transcript holds a conversation that the agent can go on with.
+
+    That takes one whole record of it. An agent that was killed early leaves a file without any,
+    and a power cut an empty one, or one of NULs; Claude Code finds no conversation in these.
+    Raises `LaunchError` when it cannot be told.
+    """
+    return any(map(_is_said, _lines(_files(globs, home))))
+
+
+def set_aside(globs: Iterable[str], home: str, at_ms: int) -> list[str]:
+    """Rename the files in which `exists` has found nothing; returns their new names.
+
+    With such a file in place the agent neither goes on with its conversation nor begins one
+    ("already in use"), so that the session could never be started again. Raises `LaunchError`.
+    """
+    names = []
+    for path in _files(globs, home):
+        name = f"{path}.unusable-{at_ms}"
+        try:
+            os.rename(path, name)
+        except OSError as error:
+            raise LaunchError(
+                f"the transcript {path} holds no conversation and cannot be renamed "
+                f"({error.strerror}), so the agent would refuse to begin one; move it away",
+                code="agent_failed",
+            ) from error
+        names.append(name)
+    return names
 
 
 def find_uuids(globs: Iterable[str], uuids: Iterable[str], home: str) -> list[str]:
@@ -83,6 +111,14 @@ def _lines(paths: Iterable[str]) -> Iterator[bytes]:
                 "which prompts were taken; make it readable for the agent's account",
                 code="agent_failed",
             ) from error
+
+
+def _is_said(line: bytes) -> bool:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and record.get("type") in _SAID
 
 
 def _held(line: bytes, needles: list[bytes]) -> list[bytes]:
