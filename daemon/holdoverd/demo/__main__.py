@@ -50,8 +50,11 @@ def main(arguments: list[str]) -> int:
         return 1
     _exit_on_signals()
     turns = transcript.turns()
+    # Turns alone would repeat themselves where the transcript is lost; by itself, without a
+    # daemon, the demo says the same in every run.
+    launch = os.environ.get("HOLDOVER_LAUNCH_ID")
     agent = Agent(
-        Wire(1, session, str(turns)),
+        Wire(1, session, f"{launch}:{turns}" if launch else str(turns)),
         transcript,
         turns=turns,
         model=given.get("--model", "demo"),

@@ -171,7 +171,11 @@ class Starter:
             "owner_epoch": launch.owner_epoch,
             "argv": list(argv),
             "fresh_argv": list(fresh_argv),
-            "env": {**spec.env, "HOLDOVER_SESSION_ID": row.id},
+            "env": {
+                **spec.env,
+                "HOLDOVER_SESSION_ID": row.id,
+                "HOLDOVER_LAUNCH_ID": launch.id,
+            },
             "cwd": row.cwd,
             "workspace": row.id,
             "roots": list(self._owner.instance.roots),
