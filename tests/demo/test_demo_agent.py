@@ -28,10 +28,12 @@ AGENT = AgentSettings(name="demo", command=(sys.executable, "-m", "holdoverd.dem
 class Demo(AgentProcess):
     """A demo process; prompts get foretold ids, so that whole runs can be compared."""
 
-    def __init__(self, home: Path, *, resume: bool = False) -> None:
+    def __init__(self, home: Path, *, resume: bool = False, launch_id: str | None = None) -> None:
         launch = build_launch(AGENT, agent_session=SESSION, resume=resume)
         # -I would hide a package that is not installed; the tests run from the tree.
         env = {"HOME": str(home), "PYTHONPATH": DAEMON, "PATH": os.environ["PATH"]}
+        if launch_id is not None:
+            env["HOLDOVER_LAUNCH_ID"] = launch_id
         super().__init__(launch.argv, env, home)
         self.sent = 0
         self.salt = "again" if resume else "first"
@@ -177,6 +179,19 @@ def test_everything_said_follows_from_session_and_prompts(tmp_path: Path) -> Non
             assert len(uuids) == len(set(uuids))
             assert all(UUID(text).version == 5 for text in uuids)
     assert runs[0] == runs[1]
+
+
+def test_a_launch_after_the_transcript_was_lost_repeats_no_uuid(tmp_path: Path) -> None:
+    """Its frames would be taken for those that a host has stored already."""
+    said: list[set[str]] = []
+    for launch_id in ("l_1", "l_2"):
+        home = tmp_path / launch_id
+        home.mkdir()
+        with Demo(home, launch_id=launch_id) as demo:
+            frames = demo.run("say the same")
+            said.append({frame.uuid for frame in frames if frame.uuid and frame.kind != "replay"})
+    assert len(said[0]) == len(said[1]) > 0
+    assert not said[0] & said[1]
 
 
 def test_a_huge_message_comes_whole(start: Start) -> None:
