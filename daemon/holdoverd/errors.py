@@ -17,12 +17,15 @@
     │   ├── Internal             500 internal
     │   ├── Capacity             503 capacity
     │   └── Unavailable          503 unavailable
-    │       └── CatalogueError   the catalogue cannot be read or written just now
+    │       ├── CatalogueError   the catalogue cannot be read or written just now
+    │       ├── OwnedElsewhere   a living instance of this host owns the session: ask it
+    │       └── SessionMoved     the session left this instance while it was being asked
     ├── NotOwner                 another instance owns the session now; this one must let go
     ├── LaunchError              an agent could not be started
     │   └── LockHeld             somebody holds the session's lock: an agent, keeper or rival lives
     ├── KeeperError              the keeper spoke against its protocol, or is not there
     │   └── StaleEpoch           the keeper has heard a newer owner
+    ├── HandoverError            another instance spoke against the protocol, or is gone
     └── SettingsError            the configuration has a mistake; names file, line and key
 
 A message says what happened, to what, and what to do next: it is shown to people as it is, so
@@ -119,6 +122,18 @@ class CatalogueError(Unavailable):
     """The catalogue refused or failed (disk full, locked, read-only, gone); nothing was stored."""
 
 
+class OwnedElsewhere(Unavailable):
+    """A living instance of this host, `generation`, owns the session: what is asked goes there."""
+
+    def __init__(self, message: str, generation: int) -> None:
+        super().__init__(message)
+        self.generation = generation
+
+
+class SessionMoved(Unavailable):
+    """The session left this instance while it was being asked; asking anew finds its owner."""
+
+
 class NotOwner(HoldoverError):
     """A write carried an owner epoch that is no longer the session's: another instance owns it."""
 
@@ -144,6 +159,10 @@ class KeeperError(HoldoverError):
 
 class StaleEpoch(KeeperError):
     """The keeper has heard a newer owner; whoever sent this greeting no longer owns the session."""
+
+
+class HandoverError(HoldoverError):
+    """Another instance spoke against handover/PROTOCOL.md, or is not there any more."""
 
 
 class SettingsError(HoldoverError):

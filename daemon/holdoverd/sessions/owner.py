@@ -27,6 +27,7 @@ from holdoverd.errors import (
     LaunchError,
     NotOwner,
     RequestError,
+    SessionMoved,
     Unavailable,
 )
 from holdoverd.ids import new_id, now_ms
@@ -164,8 +165,8 @@ class OwnedSession:
         if self.lost.is_set():
             raise self._moved()
 
-    def _moved(self) -> Unavailable:
-        return Unavailable(f"Session {self.id} has just moved to another instance; try again.")
+    def _moved(self) -> SessionMoved:
+        return SessionMoved(f"Session {self.id} has just moved to another instance; try again.")
 
     async def _commit(self, step: Step) -> None:
         change = step.change

@@ -31,7 +31,9 @@ from holdoverd.errors import (
     LaunchError,
     NotFound,
     NotOwner,
+    OwnedElsewhere,
     RequestError,
+    SessionMoved,
     TooLarge,
     Unavailable,
     Unprocessable,
@@ -196,12 +198,12 @@ class Sessions:
         row = await catalogue.read(lambda cx: sessions_table.session_row(cx, session))
         if row is None:
             raise _no_session(session)
-        if row.host != me.host or (
-            row.generation != me.generation and row.generation in self._live_generations()
-        ):
-            raise Unavailable(
-                f"Session {session} belongs to instance {row.generation} on {row.host}, which "
-                "lives; ask there."
+        if row.host != me.host:
+            raise Unavailable(f"Session {session} belongs to the host {row.host}; ask there.")
+        if row.generation != me.generation and row.generation in self._live_generations():
+            raise OwnedElsewhere(
+                f"Session {session} belongs to generation {row.generation}, which lives; ask again.",
+                row.generation,
             )
         expected = row.owner_epoch
         me.observe("take_ownership")
@@ -212,7 +214,7 @@ class Sessions:
                 )
             )
         except NotOwner as error:
-            raise Unavailable(
+            raise SessionMoved(
                 f"Session {session} was taken by another instance just now; try again."
             ) from error
         # Only now is what we read ours to go on with: nobody else can change it any more.
@@ -221,7 +223,7 @@ class Sessions:
         if loaded is None:
             raise _no_session(session)
         if loaded.row.owner_epoch != epoch:
-            raise Unavailable(f"Session {session} was taken by another instance; try again.")
+            raise SessionMoved(f"Session {session} was taken by another instance; try again.")
         uuids = await catalogue.read(lambda cx: messages_table.recent_uuids(cx, session, 4096))
         model = SessionModel(
             loaded.row,
