@@ -33,6 +33,7 @@ it never holds a secret, and foreign exceptions are translated where they enter 
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 
 class HoldoverError(Exception):
@@ -125,8 +126,8 @@ class CatalogueError(Unavailable):
 class OwnedElsewhere(Unavailable):
     """A living instance of this host, `generation`, owns the session: what is asked goes there."""
 
-    def __init__(self, message: str, generation: int) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, generation: int = 0, **details: Any) -> None:
+        super().__init__(message, **details)
         self.generation = generation
 
 

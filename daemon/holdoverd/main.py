@@ -3,13 +3,15 @@
     settings -> sockets from systemd -> this generation's lock -> catalogue
         spools      tells readers when an agent has spoken
         sessions    adopts what earlier instances left; each session's tasks live beside it
+        siblings    links to the other instances of this host, and operators
         doors       connections: accepted last, closed first
+        duty        what this instance is there for: to wait, to serve, to hand over and go
         heartbeat   WATCHDOG=1 and STATUS=
-        then: READY=1, and wait for a stop request
+        then: READY=1, and wait for a stop request, or until nothing is left to do
 
-Stopping lets go: agents run on in their own units, viewers are told to reconnect, connections
-queue in the listening sockets, which are systemd's. Being killed instead costs nobody more than
-the reconnect.
+Stopping hands over to an instance that serves. Where there is none it lets go: agents run on in
+their own units, viewers are told to reconnect, connections queue in the listening sockets, which
+are systemd's. Being killed instead costs nobody more than the reconnect.
 """
 
 import argparse
@@ -18,8 +20,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -30,10 +31,12 @@ from holdoverd.catalogue import instances as instances_table
 from holdoverd.catalogue.instances import InstanceRow
 from holdoverd.catalogue.store import Catalogue
 from holdoverd.errors import CatalogueError, HoldoverError, SettingsError
+from holdoverd.handover.duty import Duty
+from holdoverd.handover.routing import RoutedSessions
+from holdoverd.handover.siblings import Siblings
 from holdoverd.http.app import App
 from holdoverd.http.context import Context
-from holdoverd.http.server import Server, serve
-from holdoverd.ids import now_ms
+from holdoverd.http.server import Server
 from holdoverd.sessions.launcher import Paths
 from holdoverd.sessions.means import Instance
 from holdoverd.sessions.service import Limits, Sessions, host_name
@@ -48,6 +51,9 @@ STOP_S = 1.5
 """From a stop request to the end of the last connection; the exit follows within two seconds."""
 
 
+HAND_OVER_S = 25.0
+"""From a stop request to letting go of what could not be handed over; TimeoutStopSec= is longer."""
+
 HEARTBEAT_S = 5.0
 
 
@@ -60,9 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="holdoverd", description="One Holdover daemon; systemd starts it with its sockets."
     )
-    parser.add_argument("--generation", type=int, required=True, help="this instance's number")
+    todo = parser.add_mutually_exclusive_group(required=True)
+    todo.add_argument("--generation", type=int, help="serve, as the instance of this number")
+    todo.add_argument(
+        "--migrate", action="store_true", help="bring the catalogue to this release's schema, exit"
+    )
     parser.add_argument("--version", action="version", version=__version__)
-    generation = parser.parse_args(argv).generation
+    options = parser.parse_args(argv)
+    generation = options.generation or 0
     logging.basicConfig(
         level=logging.INFO,
         handlers=[systemd.log_handler(generation=generation, release=__version__)],
@@ -71,8 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = 0
     try:
         settings = load_default(os.environ)
-        listeners = take_listeners()
         state_dir, runtime_dir = folders(os.environ)
+        if options.migrate:
+            Catalogue.open(settings.catalogue.resolve(state_dir)).close()
+            return status
+        listeners = take_listeners()
         trio.run(run, generation, settings, listeners, state_dir, runtime_dir)
     except* (CannotStartError, SettingsError, CatalogueError, instance.GenerationTakenError) as e:
         status = 1
@@ -114,36 +128,47 @@ async def run(
                 lock.live_generations,
             )
             await nursery.start(sessions.run)
-            app = App(
-                Context(
-                    catalogue=catalogue,
-                    sessions=sessions,
-                    generation=generation,
-                    release=__version__,
-                    default_account=settings.sessions.default_account,
-                    public_url=settings.server.public_url,
-                    hosts=settings.server.hosts,
-                    trusted_proxies=settings.server.trusted_proxies,
-                )
+            duty = Duty(
+                generation=generation,
+                folder=runtime_dir / "instances",
+                settings=settings,
+                sessions=sessions,
             )
-            doors: Server = await nursery.start(
-                partial(
-                    serve,
-                    {door: [as_listener(sock) for sock in listeners[door]] for door in DOORS},
-                    app,
-                    max_connections=settings.server.max_connections,
-                )
+            siblings = Siblings(
+                runtime_dir / "instances", generation, __version__, lock.live_generations, duty
             )
-            await nursery.start(record, catalogue, generation)
-            nursery.start_soon(heartbeat, sessions, doors)
+            routed = RoutedSessions(sessions, catalogue, siblings, duty.heir)
+            context = Context(
+                catalogue=catalogue,
+                sessions=routed,
+                generation=generation,
+                release=__version__,
+                default_account=settings.sessions.default_account,
+                public_url=settings.server.public_url,
+                hosts=settings.server.hosts,
+                trusted_proxies=settings.server.trusted_proxies,
+                router=duty,
+            )
+            doors = Server(App(context), max_connections=settings.server.max_connections)
+            duty.meet(siblings, routed, doors)
+            await nursery.start(
+                doors.serve,
+                {door: [as_listener(sock) for sock in listeners[door]] for door in DOORS},
+            )
+            await nursery.start(siblings.run)
+            await nursery.start(duty.run)
+            await nursery.start(record, catalogue, duty, generation)
+            nursery.start_soon(heartbeat, sessions, doors, duty)
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                 # What has been imported stays: walking it again and again in full collections
                 # would stop everything for 50 ms each time.
                 gc.freeze()
                 systemd.notify(READY=1)
-                log.info("generation %d of release %s serves", generation, __version__)
-                async for _ in signals:
-                    break
+                log.info("generation %d of release %s is ready", generation, __version__)
+                async with trio.open_nursery() as waiting:
+                    waiting.start_soon(until_asked, signals, duty, waiting.cancel_scope)
+                    await duty.leave.wait()
+                    waiting.cancel_scope.cancel()
             await let_go(sessions, doors)
             nursery.cancel_scope.cancel()
     finally:
@@ -151,9 +176,20 @@ async def run(
         lock.close()
 
 
+async def until_asked(signals: AsyncIterator[int], duty: Duty, scope: trio.CancelScope) -> None:
+    """Wait for a stop request, then hand over to an instance that serves, if there is one."""
+    async for _ in signals:
+        break
+    log.info("asked to stop")
+    duty.stop()
+    with trio.move_on_after(HAND_OVER_S):
+        await duty.wait_alone()
+    scope.cancel()
+
+
 async def let_go(sessions: Sessions, doors: Server) -> None:
     """Stop serving, losing nothing: agents run on, and whoever connects waits in the sockets."""
-    log.info("asked to stop: letting go of the sessions, their agents run on")
+    log.info("leaving; agents run on")
     systemd.notify(STOPPING=1, STATUS="letting go")
     doors.stop_accepting()
     doors.close_idle()
@@ -163,14 +199,14 @@ async def let_go(sessions: Sessions, doors: Server) -> None:
             await trio.sleep(0.02)
 
 
-async def heartbeat(sessions: Sessions, doors: Server) -> None:
+async def heartbeat(sessions: Sessions, doors: Server, duty: Duty) -> None:
     """Tell systemd that we live, and `systemctl status` what we do."""
     interval = systemd.watchdog_interval_s()
     told = ""
     while True:
         live, viewers = sessions.counts()
         status = (
-            f"serving; {live} sessions with an agent, {viewers} viewers, "
+            f"{duty.role.state}; {live} sessions with an agent, {viewers} viewers, "
             f"{doors.connections} connections"
         )
         if status != told:
@@ -184,6 +220,7 @@ async def heartbeat(sessions: Sessions, doors: Server) -> None:
 
 async def record(
     catalogue: Catalogue,
+    duty: Duty,
     generation: int,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
@@ -192,7 +229,8 @@ async def record(
 
     Where that cannot be just now (a full disk), what is stored can be read all the same: started.
     """
-    row = InstanceRow(host_name(), generation, __version__, "serving", now_ms(), os.getpid())
+    state = duty.role.state
+    row = InstanceRow(host_name(), generation, __version__, state, duty.since_at, os.getpid())
     told = False
     while True:
         try:

@@ -219,8 +219,8 @@ async def test_a_defect_of_ours_is_a_500_with_an_id_that_is_logged(
 @pytest.mark.parametrize(
     ("sent", "seconds", "status"),
     [
-        (b"", 10, None),
-        (GET[:-1], 10, 400),
+        (b"", 60, None),
+        (GET[:-1], 60, 400),
         (b"POST /v1/tokens HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{", 30, 400),
     ],
 )
@@ -253,7 +253,7 @@ async def test_a_trickle_of_bytes_does_not_move_the_deadline(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trickle)
         assert (await client.answer()).status == 400
-        assert trio.current_time() - started == 10
+        assert trio.current_time() - started == 60
         nursery.cancel_scope.cancel()
 
 

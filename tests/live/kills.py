@@ -9,7 +9,7 @@ from typing import Any
 
 import trio
 
-from tests.live.up import Up, wait_until
+from tests.live.up import Api, Up, wait_until
 from tests.live.watcher import Watcher
 
 UNHURRIED_S = 180.0
@@ -34,7 +34,7 @@ def lines_of(messages: list[Any]) -> list[int]:
     return numbers
 
 
-def agent_pids(up: Up, *sessions: str) -> dict[str, int]:
+def agent_pids(up: Api, *sessions: str) -> dict[str, int]:
     """{session: pid of its agent}, found by the environment that the keeper gave it."""
     wanted = {f"HOLDOVER_SESSION_ID={session}".encode(): session for session in sessions}
     found: dict[str, int] = {}

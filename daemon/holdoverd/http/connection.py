@@ -3,17 +3,19 @@
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 
 import h11
 import trio
 
-from holdoverd.errors import BadRequest, RequestError, TooLarge
+from holdoverd.errors import BadRequest, OwnedElsewhere, RequestError, TooLarge
+from holdoverd.handover.packed import Door, HttpState, StreamState
 from holdoverd.http.app import App
-from holdoverd.http.replay import HalfCloseable, ReplayStream, linger
+from holdoverd.http.replay import HalfCloseable, linger
+from holdoverd.http.stream import attach_stream
 from holdoverd.http.wire import (
-    Door,
+    DetachableStream,
     Response,
     Upgrade,
     error_response,
@@ -28,6 +30,9 @@ _CHUNK = 16 * 1024  # read at once; together with the head's bound it bounds wha
 _SEND_CHUNK = 64 * 1024
 _MAX_BODY_EVENTS = 10_000
 
+MAX_HOPS = 3
+"""One is enough while a session stays where it is; it can move while its connection is on its way."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -40,7 +45,7 @@ class Limits:
     head_bytes: int = 16 * 1024
     head_lines: int = 100
     body_bytes: int = 1024 * 1024
-    head_s: float = 10.0
+    head_s: float = 60.0
     idle_s: float = 75.0
     body_s: float = 30.0
     send_s: float = 30.0
@@ -52,6 +57,13 @@ class HeadTooLarge(BadRequest):
     """RFC 6585, section 5; the wire's code stays `bad_request`."""
 
     status = 431
+
+
+class _PassOn(Exception):
+    """The request is another instance's to answer."""
+
+    def __init__(self, generation: int) -> None:
+        self.generation = generation
 
 
 class _PeerGoneError(Exception):
@@ -74,29 +86,93 @@ class HttpConnection:
         peer: str,
         limits: Limits,
         closing: Callable[[], bool],
+        begun: HttpState | StreamState | None = None,
     ) -> None:
         self._stream = stream
         self._app = app
-        self._door = door
+        self._door: Door = door
         self._peer = peer
         self._limits = limits
         self._closing = closing
+        self._resumes = begun if isinstance(begun, StreamState) else None
+        self._hops = begun.hops if begun is not None else 0
+        # What was received and belongs to no answered request; the h11 below has seen all of it.
+        self._received = b""
+        self._begun = begun.received if isinstance(begun, HttpState) else b""
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_bytes)
         self._method = b""  # of the request being served
         self._trusted = True
         self._idle: trio.CancelScope | None = None
+        self._between: trio.CancelScope | None = None  # around what may be left at any moment
+        self._settled: trio.Event | None = None  # whether `detach` came in time
+        self._upgraded: DetachableStream | None = None
+        self.left: HttpState | StreamState | None = None
+        """What it was detached with; None where it came to its end here."""
+        self.pass_to: int | None = None
+        """The generation that has to answer what it was detached with."""
+        self.over = trio.Event()
+
+    @property
+    def watching(self) -> str | None:
+        """The session that is watched through this connection."""
+        stream = self._upgraded
+        return stream.session if stream is not None and stream.watches else None
+
+    @property
+    def between_requests(self) -> bool:
+        """It can be detached: no request is being answered."""
+        return self._between is not None
 
     def leave_if_idle(self) -> None:
         """Close the connection now if it waits for a next request, else leave it alone."""
         if self._idle is not None:
             self._idle.cancel()
 
+    async def detach(self) -> HttpState | StreamState | None:
+        """Stop, and tell from where another can go on; the socket stays open.
+
+        None: it is in the middle of an answer, or about to end. Ask again later.
+        """
+        if self._upgraded is not None:
+            state = await self._upgraded.detach()
+            if state is None:
+                return None
+            self.left = state
+        elif self._between is not None:
+            self._settled = trio.Event()
+            self._between.cancel()
+            await self._settled.wait()
+            if self.left is None:
+                return None  # a request was whole already
+        else:
+            return None
+        await self.over.wait()
+        return self.left
+
     async def run(self) -> None:
-        """Never raises for what the peer does."""
-        with suppress(_PeerGoneError):
-            first = True
-            while await self._serve_one(first):
-                first = False
+        """Serve until the end, or until it is detached. Never raises for what the peer does."""
+        try:
+            with suppress(_PeerGoneError):
+                if self._resumes is not None:
+                    await self._resume(self._resumes)
+                    return
+                first = True
+                while await self._serve_one(first):
+                    first = False
+        except _PassOn as elsewhere:
+            self.pass_to = elsewhere.generation
+        finally:
+            self.over.set()
+
+    async def _resume(self, state: StreamState) -> None:
+        """Go on with a WebSocket that was detached."""
+        try:
+            stream = await attach_stream(self._app.context, state)
+        except OwnedElsewhere as elsewhere:
+            self.left = replace(state, hops=state.hops + 1)
+            raise _PassOn(elsewhere.generation) from None
+        self._upgraded = stream
+        await stream.run(self._stream, b"", b"")
 
     async def _serve_one(self, first: bool) -> bool:
         """Serve one request; True when another may follow."""
@@ -111,10 +187,13 @@ class HttpConnection:
             answer = error_response(_translated(error))
         if isinstance(answer, Upgrade):
             rest, _ = self._h11.trailing_data
-            await answer.run(ReplayStream(self._stream, answer.head, rest))
+            self._upgraded = answer.stream
+            await answer.run(self._stream, answer.head, bytes(rest))
             return False
         await self._send(answer)
         if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
+            self._received = bytes(self._h11.trailing_data[0])
+            self._hops = 0
             self._h11.start_next_cycle()
             return True
         await linger(self._stream, self._limits.linger_s, self._limits.linger_bytes)
@@ -127,10 +206,34 @@ class HttpConnection:
             data = await self._stream.receive_some(_CHUNK)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise _PeerGoneError from exc
-        self._h11.receive_data(bytes(data))
+        self._take(bytes(data))
+
+    def _take(self, data: bytes) -> None:
+        # Of a body, nothing is kept: a request that has begun to be answered stays here.
+        if self._h11.their_state is h11.IDLE:
+            self._received += data
+        self._h11.receive_data(data)
 
     async def _next_request(self, first: bool) -> h11.Request | None:
-        """The next head; None when the peer closed, or stayed idle for too long."""
+        """The next head; None when the peer closed, stayed idle for too long, or we are detached."""
+        if self._begun:
+            begun, self._begun = self._begun, b""
+            self._take(begun)
+        try:
+            with trio.CancelScope() as between:
+                self._between = between
+                try:
+                    return await self._wait_request(first)
+                finally:
+                    self._between = None
+            # Cancelled by `detach`, before anything of the request was done.
+            self.left = HttpState(self._door, self._received, self._hops)
+            return None
+        finally:
+            if self._settled is not None:
+                self._settled.set()
+
+    async def _wait_request(self, first: bool) -> h11.Request | None:
         if not first and not self._h11.trailing_data[0]:
             if self._closing():
                 return None
@@ -191,6 +294,14 @@ class HttpConnection:
                 raise self._too_large()
             body = await self._read_body()
             return await self._app.answer(admitted, body)
+        except OwnedElsewhere as elsewhere:
+            if not self._app.context.router or self._hops >= MAX_HOPS:
+                raise
+            # Only an upgrade gets here, and that has no body: all of it can be said again.
+            self.left = HttpState(
+                self._door, _said_again(request) + self._h11.trailing_data[0], self._hops + 1
+            )
+            raise _PassOn(elsewhere.generation) from None
         except (RequestError, h11.RemoteProtocolError, _PeerGoneError):
             raise
         except Exception:
@@ -267,6 +378,12 @@ class HttpConnection:
                     await self._stream.send_all(view[start : start + _SEND_CHUNK])
         except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise _PeerGoneError from exc
+
+
+def _said_again(request: h11.Request) -> bytes:
+    lines = [b"%s %s HTTP/%s" % (request.method, request.target, request.http_version)]
+    lines += [name + b": " + value for name, value in request.headers.raw_items()]
+    return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
 def _translated(error: h11.RemoteProtocolError) -> RequestError:

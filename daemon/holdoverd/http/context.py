@@ -1,13 +1,14 @@
 """What handlers need: the catalogue, the sessions, and the settings that the doors go by."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from holdoverd.callers import Caller
 from holdoverd.catalogue import tokens
 from holdoverd.catalogue.store import Catalogue
 from holdoverd.errors import Forbidden, Unprocessable
+from holdoverd.handover.packed import Detached
 from holdoverd.http.live import LiveStreams
 from holdoverd.http.login import LoginFailures
 from holdoverd.http.shapes import Json
@@ -36,6 +37,9 @@ class Viewer(Protocol):
 
     def subscribe(self, thread: str, after_n: int | None) -> None:
         """Frames of `thread` come from now on. Not async: ``ok`` has to leave before them."""
+
+    def cursor(self) -> Mapping[str, Any]:
+        """What has been given so far, for `SessionService.attach_viewer` to go on from."""
 
     def close(self) -> None:
         """The connection is gone; no frame is wanted any more. Idempotent."""
@@ -80,6 +84,16 @@ class SessionService(Protocol):
         epoch: str | None,
         threads: Literal["all", "main"],
     ) -> Viewer: ...
+    async def attach_viewer(
+        self, caller: Caller, session: str, cursor: Mapping[str, Any]
+    ) -> Viewer: ...
+
+
+class Router(Protocol):
+    """The way to the other instances."""
+
+    async def pass_on(self, detached: Detached, generation: int) -> bool:
+        """Give a connection to the owner of its session; False: it is still the caller's."""
 
 
 @dataclass
@@ -99,6 +113,7 @@ class Context:
     hosts: Sequence[str] = ()
     trusted_proxies: Sequence[str] = ()
     unhealthy: str | None = None
+    router: Router | None = None
     streams: LiveStreams = field(default_factory=LiveStreams)
     login_failures: LoginFailures = field(default_factory=LoginFailures)
     names: Names = field(init=False)

@@ -11,10 +11,11 @@ from typing import Any, NoReturn, cast
 import trio
 
 from holdoverd.errors import Capacity
+from holdoverd.handover.packed import Detached, Door, HttpState, StreamState
 from holdoverd.http.app import App
 from holdoverd.http.connection import HttpConnection, Limits
 from holdoverd.http.replay import HalfCloseable, linger
-from holdoverd.http.wire import Door, error_response
+from holdoverd.http.wire import error_response
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ _OVERLOAD = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _OVERLOAD_PAUSE_S = 0.1
 # Refusals take a descriptor each as well; beyond these, a connection is closed without a word.
 _MAX_REFUSALS = 64
+_PASS_AGAIN_S = 0.05
 
 Listener = trio.abc.Listener[Any]
 
@@ -38,10 +40,13 @@ class Server:
         self._app = app
         self._max_connections = max_connections
         self._limits = limits or Limits()
-        self._connections: set[HttpConnection] = set()
+        self._connections: dict[HttpConnection, HalfCloseable] = {}
+        self._detached: dict[HttpConnection, Detached] = {}
         self._refusals = 0
         self._accepting = trio.Event()
         self._accepting.set()
+        self._closing = False
+        self._nursery: trio.Nursery | None = None
         self._accept_scopes: set[trio.CancelScope] = set()
 
     @property
@@ -54,7 +59,7 @@ class Server:
         return self._accepting.is_set()
 
     def stop_accepting(self) -> None:
-        """Poll the listeners no more; connections stay, and answers say ``Connection: close``.
+        """Poll the listeners no more; connections stay.
 
         The listeners stay open and are never shut down: other instances hold the same sockets,
         and what queues in them is theirs to take.
@@ -69,9 +74,53 @@ class Server:
         self._accepting.set()
 
     def close_idle(self) -> None:
-        """Close the keep-alive connections that have no request at the moment."""
+        """Close the keep-alive connections that have no request; answers say ``close`` from now on."""
+        self._closing = True
         for connection in self._connections:
             connection.leave_if_idle()
+
+    # -- handing over -----------------------------------------------------------------------------
+
+    async def detach_session(self, session: str) -> list[Detached] | None:
+        """Detach every WebSocket that watches a session.
+
+        None: one of them cannot be just now; those that could were attached again.
+        """
+        watching = [c for c in self._connections if c.watching == session]
+        detached: list[Detached] = []
+        async with trio.open_nursery() as nursery:
+            for connection in watching:
+                nursery.start_soon(self._detach, connection, detached)
+        # One that ended by itself meanwhile is nobody's any more.
+        if any(c.watching == session for c in self._connections if not c.over.is_set()):
+            for one in detached:
+                self.attach(one)
+            return None
+        return detached
+
+    async def detach_idle_http(self) -> list[Detached]:
+        """Detach every connection without a request, and those with half a head."""
+        detached: list[Detached] = []
+        for connection in list(self._connections):
+            if connection.between_requests:
+                await self._detach(connection, detached)
+        return detached
+
+    async def _detach(self, connection: HttpConnection, detached: list[Detached]) -> None:
+        if not isinstance(self._connections.get(connection), trio.SocketStream):
+            return  # a memory stream, in tests
+        if await connection.detach() is not None:
+            detached.append(self._detached.pop(connection))
+
+    def attach(self, detached: Detached) -> None:
+        """Serve a connection that was detached, here or in another instance, from now on."""
+        assert self._nursery is not None, "it is attached to a server that serves"
+        stream = _stream_of(detached.socket)
+        self._nursery.start_soon(self._handle, detached.state.door, stream, detached.state)
+
+    def serve_connection(self, door: Door, sock: socket.socket) -> None:
+        """Serve a connection that somebody else has accepted, or a socketpair's end."""
+        self.attach(Detached(HttpState(door), sock))
 
     async def serve(
         self,
@@ -89,6 +138,7 @@ class Server:
         unknown = set(listeners) - set(DOORS)
         assert not unknown, f"there is no door called {sorted(unknown)}"
         async with trio.open_nursery() as connections, trio.open_nursery() as acceptors:
+            self._nursery = connections
             for door in DOORS:
                 for listener in listeners.get(door, ()):
                     acceptors.start_soon(self._accept_forever, door, listener, connections)
@@ -127,9 +177,14 @@ class Server:
                 finally:
                     self._accept_scopes.discard(scope)
 
-    async def _handle(self, door: Door, stream: HalfCloseable) -> None:
+    async def _handle(
+        self,
+        door: Door,
+        stream: HalfCloseable,
+        state: HttpState | StreamState | None = None,
+    ) -> None:
         try:
-            if len(self._connections) >= self._max_connections:
+            if len(self._connections) >= self._max_connections and state is None:
                 await self._refuse(stream)
                 return
             connection = HttpConnection(
@@ -138,18 +193,35 @@ class Server:
                 door=door,
                 peer=peer_of(stream),
                 limits=self._limits,
-                closing=lambda: not self.accepting,
+                closing=lambda: self._closing,
+                begun=state,
             )
-            self._connections.add(connection)
+            self._connections[connection] = stream
             try:
                 await connection.run()
             finally:
-                self._connections.discard(connection)
+                del self._connections[connection]
+            if connection.left is not None:
+                assert isinstance(stream, trio.SocketStream)
+                left = _taken_from(stream, connection.left)
+                if connection.pass_to is not None:
+                    await self._pass_on(left, connection.pass_to)
+                else:
+                    # Before whoever waits for it in `_detach` runs on.
+                    self._detached[connection] = left
         except Exception:
             # One connection's defect is not the others'.
             log.exception("a connection failed, closing it")
         finally:
+            # Of one that was detached there is nothing left in here.
             await trio.aclose_forcefully(cast(trio.abc.AsyncResource, stream))
+
+    async def _pass_on(self, detached: Detached, generation: int) -> None:
+        """Have another instance answer; where that fails, ask again here who has to."""
+        router = self._app.context.router
+        if router is None or not await router.pass_on(detached, generation):
+            await trio.sleep(_PASS_AGAIN_S)
+            self.attach(detached)
 
     async def _refuse(self, stream: HalfCloseable) -> None:
         """503 without reading the request: it would cost what there is too little of."""
@@ -192,6 +264,15 @@ async def serve(
         await nursery.start(server.serve, listeners)
         task_status.started(server)
     raise AssertionError("unreachable: serving ends by cancellation alone")
+
+
+def _taken_from(stream: trio.SocketStream, state: HttpState | StreamState) -> Detached:
+    return Detached(state, socket.socket(fileno=stream.socket.detach()))
+
+
+def _stream_of(sock: socket.socket) -> trio.SocketStream:
+    sock.setblocking(False)
+    return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
 
 
 def peer_of(stream: object) -> str:

@@ -7,16 +7,16 @@ import ipaddress
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Protocol
 from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit
 
 import msgspec
 
 from holdoverd.callers import Caller
 from holdoverd.errors import BadRequest, Forbidden, Internal, RequestError, Unauthorized
-from holdoverd.http.replay import ReplayStream
+from holdoverd.handover.packed import Door, StreamState
+from holdoverd.http.replay import HalfCloseable
 
-Door = Literal["public", "admin"]
 Headers = Sequence[tuple[bytes, bytes]]  # names in lower case, as h11 gives them
 
 MAX_PARAMETERS = 50
@@ -344,15 +344,28 @@ def client_address(peer: str, forwarded_for: Sequence[str], trusted: Sequence[st
 # --- answers ---------------------------------------------------------------------------------
 
 
+class DetachableStream(Protocol):
+    """A WebSocket that can be handed over; see `stream.Stream`."""
+
+    session: str
+
+    @property
+    def watches(self) -> bool: ...
+    async def detach(self) -> StreamState | None: ...
+
+
 @dataclass(frozen=True)
 class Upgrade:
-    """An answer that leaves HTTP: `run` gets the connection, with `head` to be read first.
+    """An answer that leaves HTTP: ``run(connection, head, rest)``.
 
-    `run` need not close the stream. It must not be offered to a client that did not ask for it.
+    `head` is to be read first, then `rest`, what came behind the request already. `run` need not
+    close the connection. It must not be offered to a client that did not ask for it. `stream`:
+    what can be detached.
     """
 
     head: bytes
-    run: Callable[[ReplayStream], Awaitable[None]]
+    run: Callable[[HalfCloseable, bytes, bytes], Awaitable[None]]
+    stream: "DetachableStream"
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,11 @@ class TurnTracker:
             return self._said != "idle"
         return self._open or bool(self._tasks)
 
+    @property
+    def has_tasks(self) -> bool:
+        """A background task runs, whether or not it keeps the turn open."""
+        return bool(self._tasks)
+
     def said(self, state: str) -> None:
         """The agent sent ``session_state_changed``."""
         self._said = state

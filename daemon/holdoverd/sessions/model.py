@@ -214,6 +214,11 @@ class SessionModel:
     def turn_open(self) -> bool:
         return self.launch is not None and self._turn.open
 
+    @property
+    def has_tasks(self) -> bool:
+        """The agent runs something in the background."""
+        return self.launch is not None and self._turn.has_tasks
+
     def queued_ids(self) -> list[str]:
         """Prompts that no agent has taken yet, in the order in which they were accepted."""
         return [p.id for p in sorted(self.prompts.values(), key=lambda p: p.seq)]

@@ -38,6 +38,7 @@ from holdoverd.sessions.starting import Starter
 from holdoverd.sessions.viewer import (
     CLOSE_ENDED,
     CLOSE_GOING_AWAY,
+    Cursor,
     Hub,
     Log,
     Snapshot,
@@ -382,6 +383,25 @@ class OwnedSession:
                 lambda cx: messages_table.thread_n_at(cx, session, MAIN, start)
             )
 
+        return self._viewer(after=start, main_n=main_n, resync=resync, owner=owner)
+
+    def view_from(self, cursor: Cursor, *, owner: str | None) -> Viewer:
+        """Go on for a viewer who was given so much elsewhere."""
+        return self._viewer(
+            after=cursor.seq, main_n=None, resync=cursor.resync, owner=owner, resumed=cursor
+        )
+
+    def _viewer(
+        self,
+        *,
+        after: int,
+        main_n: int | None,
+        resync: bool,
+        owner: str | None,
+        resumed: Cursor | None = None,
+    ) -> Viewer:
+        catalogue, session = self.instance.catalogue, self.id
+
         async def read_log(seq: int, rows: int, size: int) -> Sequence[MessageRow]:
             return await catalogue.read(
                 lambda cx: messages_table.log_after(cx, session, seq, rows, size)
@@ -402,10 +422,11 @@ class OwnedSession:
                 "resync": resynced,
             },
             snapshot=self._snapshot,
-            after=start,
+            after=after,
             main_n=main_n,
             resync=resync,
             owner=owner,
+            resumed=resumed,
         )
 
     # -- a launch and its tasks -------------------------------------------------------------------
@@ -455,6 +476,33 @@ class OwnedSession:
             self.hub.close_all(CLOSE_GOING_AWAY)
             if self.following is not None:
                 self.following.cancel()
+
+    async def let_go(self) -> bool:
+        """End all that runs here for the session, for another owner to go on; closes no stream.
+
+        Its viewers' connections were detached before. False: not now, since an agent is being
+        started or stopped, or what it said cannot be stored.
+        """
+        if self._unsettled:
+            return False
+        with trio.move_on_after(LOCK_S) as waiting:
+            await self.lock.acquire()
+        if waiting.cancelled_caught:
+            return False
+        try:
+            if self.lost.is_set() or self._unsettled:
+                return False
+            # Nobody is within a step: what the catalogue holds is all there is.
+            self.lost.set()
+            if self.following is not None:
+                self.following.cancel()
+            return True
+        finally:
+            self.lock.release()
+
+    @property
+    def _unsettled(self) -> bool:
+        return self.starter.busy or self._stopping or self.model.creating
 
     async def finish_step(self, step: Step) -> None:
         """Seal, store and show a step of the owner's own; the lock is held. Raises NotOwner."""

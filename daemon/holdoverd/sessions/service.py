@@ -7,7 +7,7 @@ session that nobody on this host owns is adopted at the first touch.
 import hashlib
 import logging
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -43,7 +43,7 @@ from holdoverd.sessions import launcher
 from holdoverd.sessions.means import Instance
 from holdoverd.sessions.model import MAX_LINE_BYTES, SessionModel, Step
 from holdoverd.sessions.owner import OwnedSession, purge_rows
-from holdoverd.sessions.viewer import CLOSE_GOING_AWAY, CLOSE_UNSHARED, Viewer
+from holdoverd.sessions.viewer import CLOSE_GOING_AWAY, CLOSE_UNSHARED, Cursor, Viewer
 from holdoverd.sessions.wire import dumps, message_json, session_view
 
 log = logging.getLogger(__name__)
@@ -94,6 +94,10 @@ class Sessions:
         self._touched: dict[str, float] = {}  # {session: when it last did something}
         self._admitted = 0
         self._letting_go = False
+        # {session: set once it is settled who has it}; see `handing_over`
+        self._moving: dict[str, trio.Event] = {}
+        self._adopts_orphans = True
+        self._look = trio.Event()
 
     # -- owning -----------------------------------------------------------------------------------
 
@@ -102,15 +106,103 @@ class Sessions:
 
         The doors need not wait for that: a session that somebody asks for is adopted at once.
         """
-        await self._clean_up()
+        cleaned = False
         task_status.started()
         while True:
             try:
-                await self._adopt_orphans()
+                if self._adopts_orphans and not cleaned:
+                    await self._clean_up()
+                    cleaned = True
+                if self._adopts_orphans:
+                    await self._adopt_orphans()
             except (RequestError, OSError) as error:
                 log.warning("looking for sessions to adopt: %s Retrying.", error)
-            await trio.sleep(ADOPT_S)
+            with trio.move_on_after(ADOPT_S):
+                await self._look.wait()
+            self._look = trio.Event()
             self._retire_resting()
+
+    def adopt_orphans(self, willing: bool) -> None:
+        """Whether this instance takes up what others left; a look at once if it does."""
+        self._adopts_orphans = willing
+        self._look.set()
+
+    # -- handing over -----------------------------------------------------------------------------
+
+    def owned_ids(self) -> list[str]:
+        """Sessions that this instance serves; those at rest with nobody watching do not count."""
+        return [s.id for s in self._owned.values() if not s.lost.is_set() and not s.resting]
+
+    def finished(self, session: str, idle_s: float) -> bool:
+        """Whether a draining instance need not wait for it any longer.
+
+        It has no agent any more, or the agent has done nothing for `idle_s` and has nothing to do:
+        no turn, no open permission, no background task.
+        """
+        owned = self._owned.get(session)
+        if owned is None or owned.lost.is_set():
+            return False
+        if not owned.live:
+            return True
+        row = owned.model.row
+        return (
+            row.state == "idle"
+            and not owned.model.has_tasks
+            and now_ms() - row.updated_at >= idle_s * 1000
+        )
+
+    def rest(self) -> None:
+        """Forget every session at rest: whoever is asked for one adopts it."""
+        for session, owned in list(self._owned.items()):
+            if owned.resting and session not in self._moving:
+                owned.lose()
+                del self._owned[session]
+                self._touched.pop(session, None)
+
+    @contextmanager
+    def handing_over(self, session: str) -> Iterator[bool]:
+        """Within the block nobody begins to watch the session here. False: it cannot be now."""
+        owned = self._owned.get(session)
+        if owned is None or owned.lost.is_set() or session in self._moving:
+            yield False
+            return
+        settled = self._moving[session] = trio.Event()
+        try:
+            yield True
+        finally:
+            del self._moving[session]
+            settled.set()
+
+    async def let_go_of(self, session: str) -> int | None:
+        """Within `handing_over`, its connections detached: end all that runs for it here.
+
+        The owner epoch it was held by; None where it cannot be let go now. Afterwards whoever is
+        asked for it adopts it, this instance too.
+        """
+        owned = self._owned.get(session)
+        if owned is None or not await owned.let_go():
+            return None
+        del self._owned[session]
+        self._touched.pop(session, None)
+        return owned.owner_epoch
+
+    async def take(self, session: str, owner_epoch: int, generation: int) -> None:
+        """Adopt what a living sibling has let go of. Raises RequestError."""
+        if self._letting_go:
+            raise Unavailable("This instance is going away.")
+        await self._adopt_once(session, willing=(generation, owner_epoch))
+
+    def yields(self, session: str) -> bool:
+        """Whether a sibling may adopt the session although we own it: it is at rest here."""
+        owned = self._owned.get(session)
+        if session in self._moving or session in self._adopting:
+            return False
+        if owned is None or owned.lost.is_set():
+            return True
+        if owned.resting:
+            owned.lose()
+            return True
+        return False
 
     def _retire_resting(self) -> None:
         """Forget sessions that have rested for a while: the catalogue knows all about them."""
@@ -138,7 +230,11 @@ class Sessions:
         )
         for session in ids:
             known = self._owned.get(session)
-            if self._letting_go or (known is not None and not known.lost.is_set()):
+            if (
+                self._letting_go
+                or session in self._moving
+                or (known is not None and not known.lost.is_set())
+            ):
                 continue
             try:
                 await self.owned(session)
@@ -181,18 +277,28 @@ class Sessions:
                 return found
             if self._letting_go:
                 raise Unavailable("This instance is going away; connect again.")
-            if (other := self._adopting.get(session)) is not None:
-                await other.wait()
+            if (moving := self._moving.get(session)) is not None:
+                await moving.wait()
                 continue
-            done = self._adopting[session] = trio.Event()
-            try:
-                with trio.CancelScope(shield=True):
-                    self._owned[session] = await self._adopt(session)
-            finally:
-                del self._adopting[session]
-                done.set()
+            await self._adopt_once(session)
 
-    async def _adopt(self, session: str) -> OwnedSession:
+    async def _adopt_once(self, session: str, willing: tuple[int, int] | None = None) -> None:
+        """Adopt, unless somebody is at it: then wait for what comes of that."""
+        if (other := self._adopting.get(session)) is not None:
+            await other.wait()
+            if willing is not None:
+                raise SessionMoved(f"Session {session} was adopted at the same time.")
+            return
+        done = self._adopting[session] = trio.Event()
+        try:
+            with trio.CancelScope(shield=True):
+                self._owned[session] = await self._adopt(session, willing)
+        finally:
+            del self._adopting[session]
+            done.set()
+
+    async def _adopt(self, session: str, willing: tuple[int, int] | None = None) -> OwnedSession:
+        """Take ownership, then load. `willing`: (generation, owner epoch) of one that gives it."""
         catalogue, me = self._in.catalogue, self._in
         me.observe("adopt")
         row = await catalogue.read(lambda cx: sessions_table.session_row(cx, session))
@@ -200,7 +306,12 @@ class Sessions:
             raise _no_session(session)
         if row.host != me.host:
             raise Unavailable(f"Session {session} belongs to the host {row.host}; ask there.")
-        if row.generation != me.generation and row.generation in self._live_generations():
+        given = willing == (row.generation, row.owner_epoch)
+        if (
+            row.generation != me.generation
+            and not given
+            and row.generation in self._live_generations()
+        ):
             raise OwnedElsewhere(
                 f"Session {session} belongs to generation {row.generation}, which lives; ask again.",
                 row.generation,
@@ -664,17 +775,39 @@ class Sessions:
         threads: Literal["all", "main"],
     ) -> Viewer:
         """Watch a session; see `viewer`. Raises NotFound where it is not to be seen."""
+        while True:
+            if (moving := self._moving.get(session)) is not None:
+                await moving.wait()
+            owned = await self._own(caller, session, write=False)
+            viewer = await owned.view(
+                after=after,
+                epoch=epoch,
+                threads=threads,
+                owner=None if caller.admin else caller.owner,
+            )
+            if session not in self._moving and not owned.lost.is_set():
+                break
+            viewer.close()  # it is about to move, or has: look again who has it
+            await trio.lowlevel.checkpoint()
+        return self._let_watch(caller, owned, viewer)
+
+    async def attach_viewer(
+        self, caller: Caller, session: str, cursor: Mapping[str, Any]
+    ) -> Viewer:
+        """Go on watching from what `Viewer.cursor` told; raises as `open_viewer` does."""
+        try:
+            resumed = Cursor.of(cursor)
+        except ValueError as error:
+            raise Unavailable(f"Nobody can go on from this cursor: {error}.") from error
         owned = await self._own(caller, session, write=False)
-        viewer = await owned.view(
-            after=after,
-            epoch=epoch,
-            threads=threads,
-            owner=None if caller.admin else caller.owner,
-        )
-        # Whoever loses the right to watch from here on is found among the hub's viewers.
+        viewer = owned.view_from(resumed, owner=None if caller.admin else caller.owner)
+        return self._let_watch(caller, owned, viewer)
+
+    def _let_watch(self, caller: Caller, owned: OwnedSession, viewer: Viewer) -> Viewer:
+        """Whoever loses the right to watch from here on is found among the hub's viewers."""
         if not _may_see(caller, owned.model.row):
             viewer.close()
-            raise _no_session(session)
+            raise _no_session(owned.id)
         return viewer
 
 

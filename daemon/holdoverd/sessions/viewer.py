@@ -7,7 +7,7 @@ contract.md, The stream.
 """
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -158,29 +158,37 @@ class Hub:
 
 @dataclass(frozen=True, slots=True)
 class _Framed:
-    kind: Literal["messages", "delta", "status", "session"]
+    """A frame, and where a viewer stands who has been given it: (seq, {thread: n}) of its last
+    messages, None for a frame without any.
+    """
+
+    kind: Literal["messages", "delta", "status", "session", "live"]
     text: str
     thread: str = MAIN
+    mark: "tuple[int, dict[str, int]] | None" = None
 
 
 def _frames(events: Sequence[Event], seen: frozenset[str] | None) -> list[_Framed]:
     """The wire frames of `events` for viewers of the threads `seen` (None: all of them)."""
     frames: list[_Framed] = []
     run: list[str] = []
-    chars = 0
+    chars = seq = 0
+    ns: dict[str, int] = {}
     for event in events:
         if isinstance(event, MessageRow):
             if seen is not None and event.thread not in seen:
                 continue
             text = message_json(event)
             if run and chars + len(text) > FRAME_CHARS:
-                frames.append(_Framed("messages", messages_frame(run)))
+                frames.append(_Framed("messages", messages_frame(run), mark=(seq, dict(ns))))
                 run, chars = [], 0
             run.append(text)
             chars += len(text)
+            seq = event.seq
+            ns[event.thread] = event.n
             continue
         if run:
-            frames.append(_Framed("messages", messages_frame(run)))
+            frames.append(_Framed("messages", messages_frame(run), mark=(seq, dict(ns))))
             run, chars = [], 0
         if isinstance(event, Delta):
             if seen is None or event.thread in seen:
@@ -188,7 +196,7 @@ def _frames(events: Sequence[Event], seen: frozenset[str] | None) -> list[_Frame
         elif isinstance(event, Status):
             frames.append(_Framed("status", status_frame(event.name, event.body)))
     if run:
-        frames.append(_Framed("messages", messages_frame(run)))
+        frames.append(_Framed("messages", messages_frame(run), mark=(seq, ns)))
     return frames
 
 
@@ -198,6 +206,35 @@ def delta_frame(thread: str, body: str) -> str:
 
 def status_frame(name: str, body: str) -> str:
     return f'{{"type":"status","name":{dumps(name)},"body":{body}}}'
+
+
+@dataclass(slots=True)
+class Cursor:
+    """What a viewer has been given: whether ``hello`` and ``live``, and up to which message.
+
+    `threads`: {thread: n} for one who sees only these, None for one who sees all, to `seq`.
+    """
+
+    hello: bool
+    live: bool
+    seq: int
+    threads: dict[str, int] | None
+    resync: bool = False
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "Cursor":
+        """Raises ValueError for what is none of `Viewer.cursor`'s."""
+        try:
+            threads = fields["threads"]
+            return cls(
+                bool(fields["hello"]),
+                bool(fields["live"]),
+                int(fields["seq"]),
+                None if threads is None else {str(t): int(n) for t, n in threads.items()},
+                bool(fields.get("resync")),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"no cursor of a viewer: {error!r}") from error
 
 
 class Viewer:
@@ -217,7 +254,9 @@ class Viewer:
         main_n: int | None,
         resync: bool,
         owner: str | None = None,
+        resumed: "Cursor | None" = None,
     ) -> None:
+        """`resumed`: goes on for a viewer who was given so much elsewhere, instead of the cursor."""
         self._hub = hub
         self._log = log
         self._hello = hello
@@ -233,7 +272,19 @@ class Viewer:
         self._catching_up: dict[str, int] = {} if main_n is None else {MAIN: main_n}
         self.live = False
         self._stage: Literal["hello", "catch_up", "live"] = "hello"
-        self._ready: deque[str] = deque()
+        # What `next_frame` has given.
+        self._given = Cursor(
+            False, False, after, None if main_n is None else {MAIN: main_n}, resync
+        )
+        self._resumed = resumed is not None and resumed.hello
+        if resumed is not None:
+            self._given = resumed
+            self._after = resumed.seq
+            self._all = resumed.threads is None
+            self._catching_up = dict(resumed.threads or {})
+            if resumed.hello:
+                self._stage = "catch_up"
+        self._ready: deque[_Framed] = deque()
         self._queue: deque[_Framed] = deque()
         self._chars = 0
         self._lost_deltas = False
@@ -270,12 +321,17 @@ class Viewer:
         """
         snapshot = self._snapshot()
         # What was pushed since it joined goes behind what it has read, and before the snapshot.
-        self._ready.extend(frame.text for frame in self._queue)
+        self._ready.extend(self._queue)
         self._queue.clear()
         self._chars = 0
-        self._ready.extend(snapshot.statuses)
-        self._ready.extend(text for thread, text in snapshot.deltas if self._sees(thread))
-        self._ready.append('{"type":"live"}')
+        if self._resumed:
+            # Levels may have changed while it was on its way.
+            view = self._hello(False)["session"]
+            self._ready.append(_Framed("session", dumps({"type": "session", "session": view})))
+        self._ready.extend(_Framed("status", text) for text in snapshot.statuses)
+        self._show_open_blocks(snapshot.deltas, anew=self._resumed)
+        if not self._given.live:
+            self._ready.append(_Framed("live", '{"type":"live"}'))
         self._stage = "live"
         self.live = self._close is None
 
@@ -325,9 +381,10 @@ class Viewer:
             if self._close is not None and (self._close in _AT_ONCE or self._stage != "live"):
                 raise ViewerClosed(*self._close)
             if self._ready:
-                return self._ready.popleft()
+                return self._give(self._ready.popleft())
             if self._stage == "hello":
                 self._stage = "catch_up"
+                self._given.hello = True
                 return dumps(self._hello(self._resync))
             if self._stage == "catch_up":
                 await self._catch_up()
@@ -335,16 +392,13 @@ class Viewer:
             if self._queue:
                 frame = self._queue.popleft()
                 self._chars -= len(frame.text)
-                return frame.text
+                return self._give(frame)
             if self._lost_deltas:
                 if self._hub.ahead:
                     await self._bell.wait_rung()
                     continue
                 self._lost_deltas = False
-                for thread, text in self._snapshot().deltas:
-                    if self._sees(thread):
-                        self._ready.append(f'{{"type":"delta_reset","thread":{dumps(thread)}}}')
-                        self._ready.append(text)
+                self._show_open_blocks(self._snapshot().deltas, anew=True)
                 continue
             if self._catching_up:
                 await self._catch_up_threads()
@@ -403,11 +457,46 @@ class Viewer:
         del self._catching_up[thread]
         self._threads.add(thread)
         if self._stage == "live":
-            self._ready.extend(text for name, text in self._snapshot().deltas if name == thread)
+            mine = [one for one in self._snapshot().deltas if one[0] == thread]
+            self._show_open_blocks(mine, anew=False)
 
     def _show(self, rows: Sequence[MessageRow]) -> None:
         if rows:
-            self._ready.append(messages_frame(message_json(row) for row in rows))
+            frame = messages_frame(message_json(row) for row in rows)
+            ns = {row.thread: row.n for row in rows}
+            self._ready.append(_Framed("messages", frame, mark=(rows[-1].seq, ns)))
+
+    def _show_open_blocks(self, deltas: Sequence[tuple[str, str]], *, anew: bool) -> None:
+        """The sentences under way; `anew`: the viewer has a part of them that is out of date."""
+        for thread, text in deltas:
+            if self._sees(thread):
+                if anew:
+                    reset = f'{{"type":"delta_reset","thread":{dumps(thread)}}}'
+                    self._ready.append(_Framed("delta", reset, thread))
+                self._ready.append(_Framed("delta", text, thread))
+
+    def _give(self, frame: _Framed) -> str:
+        """Note what the viewer has from now on."""
+        given = self._given
+        if frame.mark is not None:
+            seq, ns = frame.mark
+            given.seq = max(given.seq, seq)
+            if given.threads is not None:
+                given.threads.update(ns)
+        elif frame.kind == "live":
+            given.live = True
+        return frame.text
+
+    def cursor(self) -> dict[str, Any]:
+        """What has been given, for a viewer elsewhere to go on from (`Cursor.of`)."""
+        given = self._given
+        return {
+            "hello": given.hello,
+            "live": given.live,
+            "seq": given.seq,
+            "threads": given.threads,
+            "resync": given.resync,
+        }
 
     async def _read(self, reading: Awaitable[Sequence[MessageRow]]) -> Sequence[MessageRow]:
         try:
@@ -429,6 +518,8 @@ class Viewer:
         now = self._hub.thread_n.get(thread, 0)
         # Even "new ones only" goes by the catching up: before `live` nothing is pushed.
         self._catching_up[thread] = now if after_n is None else min(after_n, now)
+        if self._given.threads is not None:
+            self._given.threads[thread] = self._catching_up[thread]
         self._bell.ring()
 
     def close(self) -> None:
