@@ -36,6 +36,7 @@ from holdoverd.handover.routing import RoutedSessions
 from holdoverd.handover.siblings import Siblings
 from holdoverd.http.app import App
 from holdoverd.http.context import Context
+from holdoverd.http.live import LiveStreams
 from holdoverd.http.server import Server
 from holdoverd.sessions.launcher import Paths
 from holdoverd.sessions.means import Instance
@@ -128,11 +129,14 @@ async def run(
                 lock.live_generations,
             )
             await nursery.start(sessions.run)
+            streams = LiveStreams()
             duty = Duty(
                 generation=generation,
                 folder=runtime_dir / "instances",
                 settings=settings,
                 sessions=sessions,
+                host=host_name(),
+                streams=streams,
             )
             siblings = Siblings(
                 runtime_dir / "instances", generation, __version__, lock.live_generations, duty
@@ -148,6 +152,7 @@ async def run(
                 hosts=settings.server.hosts,
                 trusted_proxies=settings.server.trusted_proxies,
                 router=duty,
+                streams=streams,
             )
             doors = Server(App(context), max_connections=settings.server.max_connections)
             duty.meet(siblings, routed, doors)

@@ -6,14 +6,16 @@ gives away while the role says so. Orders from operators and signals only set wh
 
 import json
 import logging
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import trio
 
+from holdoverd import __version__
 from holdoverd.errors import HandoverError, RequestError
 from holdoverd.handover import roles, transfers
 from holdoverd.handover.packed import Detached, Door
@@ -21,6 +23,7 @@ from holdoverd.handover.roles import Orders, Role, Trial
 from holdoverd.handover.routing import RoutedSessions
 from holdoverd.handover.siblings import Conversation, Link, Siblings, Status
 from holdoverd.handover.wire import Packet
+from holdoverd.http.live import LiveStreams
 from holdoverd.http.server import Server
 from holdoverd.ids import now_ms
 from holdoverd.sessions.service import Sessions
@@ -54,11 +57,15 @@ class Duty:
         folder: Path,
         settings: Settings,
         sessions: Sessions,
+        host: str,
+        streams: LiveStreams,
     ) -> None:
         self._generation = generation
         self._trial_file = folder / TRIAL_FILE
         self._settings = settings
         self._sessions = sessions
+        self._host = host
+        self._streams = streams
         self._orders = Orders()
         self._changed = trio.Event()
         self._giving: set[str] = set()
@@ -159,7 +166,77 @@ class Duty:
             return
         raise HandoverError(f"Generation {self._generation} is still {self.role.state}.")
 
+    def told(self, packet: Packet) -> None:
+        if packet.type == "drain":
+            self.drain(migrate=bool(packet.fields.get("migrate")))
+        elif packet.type == "revoked":
+            self._streams.token_gone(packet.text("token_id"))
+
     # -- Router, for the doors --------------------------------------------------------------------
+
+    def instances(self) -> list[dict[str, Any]]:
+        mine = self.status()
+        found = [
+            self._instance(
+                self._generation,
+                __version__,
+                mine.state,
+                mine.sessions,
+                mine.connections,
+                mine.since_at,
+                os.getpid(),
+            )
+        ]
+        found += [
+            self._instance(
+                link.generation,
+                link.release,
+                link.state,
+                link.sessions,
+                link.connections,
+                link.since_at,
+                link.pid,
+            )
+            for link in self.siblings.links()
+        ]
+        return sorted(found, key=lambda one: one["generation"])
+
+    def _instance(
+        self,
+        generation: int,
+        release: str,
+        state: str,
+        sessions: int,
+        connections: int,
+        since_at: int,
+        pid: int,
+    ) -> dict[str, Any]:
+        return {
+            "host": self._host,
+            "generation": generation,
+            "release": release,
+            "state": state,
+            "sessions": sessions,
+            "connections": connections,
+            "memory_bytes": memory_bytes(pid),
+            "since_at": since_at,
+        }
+
+    async def ask_drain(self, generation: int | None, *, migrate: bool) -> bool:
+        if generation in (None, self._generation):
+            self.drain(migrate=migrate)
+            return True
+        link = self.siblings.link(generation) if generation is not None else None
+        if link is None:
+            return False
+        try:
+            await link.send({"t": "drain", "migrate": migrate})
+        except HandoverError:
+            return False
+        return True
+
+    def token_gone(self, token_id: str) -> None:
+        self.siblings.pass_word({"t": "revoked", "token_id": token_id})
 
     async def pass_on(self, detached: Detached, generation: int) -> bool:
         """Give one connection to the owner of its session; False: it is still the caller's."""
@@ -305,3 +382,15 @@ class Duty:
         if detached and not await transfers.give(link, detached):
             for one in detached:
                 self._doors.attach(one)
+
+
+def memory_bytes(pid: int) -> int:
+    """What a process of ours has in memory; 0 where it is gone. See proc(5), VmRSS."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    for line in status.splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0

@@ -65,6 +65,9 @@ class Means(Protocol):
     async def called(self, link: "Link", packet: Packet) -> None:
         """Do what `packet` asks and send the answer."""
 
+    def told(self, packet: Packet) -> None:
+        """`drain` and `revoked`: what a sibling passes on of what it was asked."""
+
     async def operate(self, packet: Packet) -> None:
         """An operator's order. Raises HandoverError: said to him."""
 
@@ -216,6 +219,9 @@ class Link:
                     packet.close()
                 else:
                     theirs.put(packet)
+            case "drain" | "revoked":
+                packet.close()
+                means.told(packet)
             case "call":
                 nursery.start_soon(means.called, self, packet)
             case _:
@@ -251,6 +257,7 @@ class Siblings:
         self._links: dict[int, Link] = {}
         self._operators = 0
         self._told = trio.Event()
+        self._nursery: trio.Nursery | None = None
 
     def links(self) -> list[Link]:
         return list(self._links.values())
@@ -269,6 +276,12 @@ class Siblings:
         linked = {sibling.generation for sibling in found}
         return found + [roles.Sibling(g, "serving", False) for g in sorted(alive - linked)]
 
+    def pass_word(self, fields: dict[str, Any]) -> None:
+        """Send a packet to every sibling, in the background; one that is gone misses nothing."""
+        assert self._nursery is not None, "words are passed on while links are kept"
+        for link in self.links():
+            self._nursery.start_soon(_send_quietly, link, fields)
+
     def tell(self) -> None:
         """Our state has changed: beat at once."""
         self._told.set()
@@ -284,6 +297,7 @@ class Siblings:
             listener.listen(_BACKLOG)
             try:
                 async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
                     nursery.start_soon(self._accept, listener, nursery)
                     nursery.start_soon(self._dial_older, nursery)
                     nursery.start_soon(self._watch_silence)
@@ -499,6 +513,11 @@ class Siblings:
             )
             with trio.move_on_after(BEAT_S):
                 await self._told.wait()
+
+
+async def _send_quietly(link: Link, fields: dict[str, Any]) -> None:
+    with suppress(HandoverError):
+        await link.send(fields)
 
 
 def _peer(sock: trio.socket.SocketType) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from holdoverd.callers import Caller
 from holdoverd.errors import MethodNotAllowed, NotFound, Unauthorized
 from holdoverd.http import stream
-from holdoverd.http.api import general, sessions, tokens
+from holdoverd.http.api import admin, general, sessions, tokens
 from holdoverd.http.context import Context
 from holdoverd.http.wire import (
     ADMIN,
@@ -55,6 +55,8 @@ ROUTES: tuple[Route, ...] = (
     Route("GET",    "/v1/tokens",                          ADMIN,    tokens.list_all),
     Route("POST",   "/v1/tokens",                          ADMIN,    tokens.create),
     Route("DELETE", "/v1/tokens/{id}",                     ADMIN,    tokens.revoke),
+    Route("GET",    "/v1/admin/instances",                 ADMIN,    admin.instances),
+    Route("POST",   "/v1/admin/drain",                     ADMIN,    admin.drain),
     Route("GET",    "/v1/sessions",                        READ,     sessions.list_all),
     Route("POST",   "/v1/sessions",                        SESSIONS, sessions.create),
     Route("GET",    "/v1/sessions/{id}",                   READ,     sessions.show),

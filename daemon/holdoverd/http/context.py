@@ -90,7 +90,16 @@ class SessionService(Protocol):
 
 
 class Router(Protocol):
-    """The way to the other instances."""
+    """The other instances of this host, and what they are told."""
+
+    def instances(self) -> list[Json]:
+        """Every living instance, this one too, as contract.md lists them (Operations)."""
+
+    async def ask_drain(self, generation: int | None, *, migrate: bool) -> bool:
+        """Have an instance (None: this one) hand over what it owns; False where there is none."""
+
+    def token_gone(self, token_id: str) -> None:
+        """Close what `token_id` has open elsewhere."""
 
     async def pass_on(self, detached: Detached, generation: int) -> bool:
         """Give a connection to the owner of its session; False: it is still the caller's."""
@@ -125,6 +134,12 @@ class Context:
     def admin(self) -> Caller:
         """Whoever comes by the admin door."""
         return Caller(DEFAULT_OWNER, self.default_account, frozenset({"admin"}), None, admin=True)
+
+    def token_gone(self, token_id: str) -> None:
+        """Close 4001 what the token has open, here and in every other instance."""
+        self.streams.token_gone(token_id)
+        if self.router is not None:
+            self.router.token_gone(token_id)
 
     async def authenticate(self, token: str) -> Caller | None:
         """Whose token this is; None when it is not, or no longer, valid."""

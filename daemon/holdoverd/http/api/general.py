@@ -124,7 +124,7 @@ async def log_out(context: Context, request: Request) -> Response:
     if token_id is not None and await context.catalogue.write(
         lambda cx: login.end_login(cx, token_id)
     ):
-        context.streams.token_gone(token_id)
+        context.token_gone(token_id)
     return no_content([("Set-Cookie", _cookie(context, request, "", 0))])
 
 

@@ -77,5 +77,5 @@ async def revoke(context: Context, request: Request) -> Response:
     token_id = request.params["id"]
     if not await context.catalogue.write(lambda cx: tokens.revoke_token(cx, token_id)):
         raise NotFound(f"There is no token {token_id[:50]!r}; `GET /v1/tokens` lists them.")
-    context.streams.token_gone(token_id)
+    context.token_gone(token_id)
     return no_content()

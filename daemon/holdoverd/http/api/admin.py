@@ -1,0 +1,28 @@
+"""Operations: which instances live, and having one hand over what it owns."""
+
+from holdoverd.errors import NotFound, Unavailable
+from holdoverd.http.context import Context, Router
+from holdoverd.http.shapes import Fields
+from holdoverd.http.wire import Request, Response, json_response, no_content
+
+
+async def instances(context: Context, _request: Request) -> Response:
+    return json_response({"items": _router(context).instances(), "next": None})
+
+
+async def drain(context: Context, request: Request) -> Response:
+    """Without `generation`, the instance that is asked."""
+    fields = Fields(request.json_or_empty())
+    generation = fields.integer("generation", low=1)
+    migrate = bool(fields.flag("migrate"))
+    if not await _router(context).ask_drain(generation, migrate=migrate):
+        raise NotFound(
+            f"No instance of generation {generation} can be reached; `holdover status` lists them."
+        )
+    return no_content([])
+
+
+def _router(context: Context) -> Router:
+    if context.router is None:
+        raise Unavailable("This instance knows of no others yet; try again.")
+    return context.router
