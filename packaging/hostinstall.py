@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import grp
 import hashlib
 import json
@@ -21,27 +20,46 @@ import os
 import pwd
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parent.parent
-OPT = Path("/opt/holdover")
-RELEASES = OPT / "releases"
-# Not in the daemon's own folder, where root had better write no file through a name; and kept by
-# uninstall, since the catalogue, which is kept too, knows instances by these numbers.
-LAST_GENERATION = OPT / "last-generation"
-UNITS = Path("/etc/systemd/system")
+sys.dont_write_bytecode = True  # the checkout may not be root's
+sys.path.insert(0, str(SOURCE / "daemon"))
+
+from holdoverd.deploy.layout import (  # noqa: E402 - the checkout is found first
+    COMMAND,
+    OPT,
+    RELEASES,
+    RUNTIME,
+    STATE,
+    UNITS,
+    InstallError,
+    Release,
+    active_generations,
+    call,
+    commit,
+    current_generation,
+    generation_units,
+    installed_releases,
+    link,
+    new_generation,
+    one_at_a_time,
+    release_of_generation,
+    render,
+    say,
+    systemd_runs,
+    templates_of,
+    write_if_changed,
+)
+
 SYSUSERS = Path("/etc/sysusers.d/holdover.conf")
 TMPFILES = Path("/etc/tmpfiles.d/holdover.conf")
-STATE = Path("/var/lib/holdover")
 AGENT_HOME = Path("/var/lib/holdover-agent")
 CONFIG = Path("/etc/holdover")
-RUNTIME = Path("/run/holdover")
-COMMAND = Path("/usr/local/bin/holdover")
 DOCS = Path("/usr/local/share/doc/holdover")
 DEFAULT_ACCOUNT = "holdover-agent"
 
@@ -60,24 +78,7 @@ FIXED_UNITS = (
 ENABLED = ("holdover.target", "holdover.socket", "holdover-admin.socket", "holdover-boot.service")
 
 
-class InstallError(Exception):
-    """Says what is wrong with this host or tree, and what to do about it."""
-
-
 # --- Rules: no file is touched below ------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Release:
-    """One installed release, as its own `release.json` tells."""
-
-    name: str
-    """Its folder's name: the version, or the version and `+n` for the n-th changed tree."""
-    version: str
-    digest: str
-    """Of the tree it was made from."""
-    python: str
-    """The interpreter its environment stands on."""
 
 
 def choose_release(version: str, digest: str, installed: Iterable[Release]) -> tuple[str, bool]:
@@ -98,33 +99,6 @@ def choose_release(version: str, digest: str, installed: Iterable[Release]) -> t
     return name, False
 
 
-def next_generation(last_recorded: int, unit_files: Iterable[str]) -> int:
-    """The next number, never used before even if units or records were removed by hand."""
-    numbers = [last_recorded]
-    for unit in unit_files:
-        if match := re.fullmatch(r"holdoverd@(\d{1,9})\.service", unit):
-            numbers.append(int(match[1]))
-    return max(numbers) + 1
-
-
-def render(text: str, values: Mapping[str, str]) -> str:
-    """Fill a unit template. A placeholder without a value, or one unknown, is a defect."""
-
-    def value(match: re.Match[str]) -> str:
-        if match[1] not in values:
-            raise InstallError(
-                f"a unit template asks for @{match[1]}@, which nothing here provides"
-            )
-        return values[match[1]]
-
-    return re.sub(r"@([A-Z_]+)@", value, text)
-
-
-def instance_unit(templates: Path, *, release_dir: str, generation: int, version: str) -> str:
-    values = {"RELEASE_DIR": release_dir, "GENERATION": str(generation), "VERSION": version}
-    return render((templates / "holdoverd@.service.in").read_text(), values)
-
-
 def agent_units(templates: Path, *, release_dir: str, account: str, home: str) -> dict[str, str]:
     """{unit file name: its text} of the account's socket and service."""
     values = {"RELEASE_DIR": release_dir, "ACCOUNT": account, "HOME": home}
@@ -141,10 +115,9 @@ def render_all(templates: Path, *, release_dir: str) -> dict[str, str]:
     units |= agent_units(
         templates, release_dir=release_dir, account=DEFAULT_ACCOUNT, home=str(AGENT_HOME)
     )
-    units["holdoverd@1.service"] = instance_unit(
+    return units | generation_units(
         templates, release_dir=release_dir, generation=1, version=tree_version(SOURCE)
     )
-    return units
 
 
 def tree_digest(source: Path) -> str:
@@ -172,62 +145,6 @@ def tree_version(source: Path) -> str:
 # --- Steps --------------------------------------------------------------------------------------
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def call(*command: str | Path, what: str) -> None:
-    """Run a command; when it fails, its output is the user's to read."""
-    done = subprocess.run(
-        [str(part) for part in command],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        tail = "\n".join(done.stdout.splitlines()[-30:])
-        raise InstallError(f"{what} failed: `{' '.join(map(str, command))}` says\n{tail}")
-
-
-def write_if_changed(path: Path, text: str) -> bool:
-    """Write a file whole or not at all; tell whether it had to be."""
-    if path.is_file() and path.read_text() == text:
-        return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text)
-    temporary.chmod(0o644)
-    temporary.replace(path)
-    return True
-
-
-def link(path: Path, target: str) -> bool:
-    """Point a symlink at `target` in one rename; tell whether it had to be."""
-    if path.is_symlink() and os.readlink(path) == target:
-        return False
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    temporary.replace(path)
-    return True
-
-
-def installed_releases() -> list[Release]:
-    """Complete releases only: `release.json` is written last."""
-    releases = []
-    for path in sorted(RELEASES.glob("*/release.json")):
-        record = json.loads(path.read_text())
-        releases.append(Release(**{key: str(record[key]) for key in Release.__annotations__}))
-    return releases
-
-
-def systemd_runs() -> bool:
-    """As sd_booted(3) decides."""
-    return Path("/run/systemd/system").is_dir()
-
-
 def check_host() -> None:
     if os.geteuid() != 0:
         raise InstallError("only root can install onto a host; try `sudo make install`")
@@ -237,20 +154,6 @@ def check_host() -> None:
             f"{' and '.join(missing)} not found: Holdover is installed onto systemd; "
             "without it `make run` runs it in the foreground"
         )
-
-
-@contextlib.contextmanager
-def one_at_a_time() -> Iterator[None]:
-    """Two installs at once would pick the same generation."""
-    OPT.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with (OPT / ".lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InstallError(
-                f"another install or uninstall holds {OPT}/.lock; wait until it is done"
-            ) from None
-        yield
 
 
 def make_tools(folder: Path) -> Path:
@@ -352,27 +255,6 @@ def build_release(name: str, version: str, digest: str, wheelhouse: Path | None)
     return target
 
 
-def templates_of(release_dir: Path) -> Path:
-    """The units that came with the release: units are versioned with their daemon."""
-    (folder,) = release_dir.glob("lib/python3*/site-packages/holdoverd/units")
-    return folder
-
-
-def current_generation() -> int | None:
-    with contextlib.suppress(OSError, ValueError):
-        return int(os.readlink(STATE / "current"))
-    return None
-
-
-def release_of_generation(generation: int | None) -> str | None:
-    """The release folder's name that a generation's unit runs."""
-    with contextlib.suppress(OSError):
-        text = (UNITS / f"holdoverd@{generation}.service").read_text()
-        if match := re.search(rf"^ExecStart={RELEASES}/([^/\s]+)/bin/python ", text, re.MULTILINE):
-            return match[1]
-    return None
-
-
 def install_files(release_dir: Path, templates: Path) -> bool:
     """Users, folders, units, documents and the command; tells whether a unit file changed."""
     write_if_changed(SYSUSERS, (templates / "sysusers.d/holdover.conf").read_text())
@@ -399,51 +281,31 @@ def install_files(release_dir: Path, templates: Path) -> bool:
     return any(changed)
 
 
-def new_generation(release_dir: Path, templates: Path, version: str) -> int:
-    """Write the next generation's unit. The number is recorded first: used up even if we die."""
-    last = int(LAST_GENERATION.read_text()) if LAST_GENERATION.is_file() else 0
-    generation = next_generation(last, (path.name for path in UNITS.glob("holdoverd@*.service")))
-    write_if_changed(LAST_GENERATION, f"{generation}\n")
-    text = instance_unit(
-        templates, release_dir=str(release_dir), generation=generation, version=version
-    )
-    write_if_changed(UNITS / f"holdoverd@{generation}.service", text)
-    return generation
-
-
-def active_generations() -> list[int]:
-    listing = subprocess.run(
-        ["systemctl", "list-units", "--plain", "--no-legend", "holdoverd@*.service"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout
-    return sorted(
-        int(n) for n in re.findall(r"^\s*holdoverd@(\d+)\.service", listing, re.MULTILINE)
-    )
-
-
 def start(generation: int) -> None:
-    """Start this generation, beside the old one if there is one: the sockets never close.
+    """Start this generation: beside whoever serves, by a deploy; else simply.
 
     Only a daemon that is READY becomes the current one; until then a reboot boots the old.
     """
-    predecessors = [number for number in active_generations() if number != generation]
-    agent_socket = f"holdover-agent-{DEFAULT_ACCOUNT}.socket"
+    call(
+        "systemctl",
+        "start",
+        f"holdover-agent-{DEFAULT_ACCOUNT}.socket",
+        what="opening the agents' socket",
+    )
+    if any(number != generation for number in active_generations()):
+        unit = f"holdover-deploy@{generation}.service"
+        call("systemctl", "start", unit, what=f"the deploy (see `journalctl -u {unit}`)")
+        return
     unit = f"holdoverd@{generation}.service"
-    call("systemctl", "start", agent_socket, what="opening the agents' socket")
     try:
         # Brings both doors along, and returns when the daemon is READY.
         call("systemctl", "start", unit, what=f"starting {unit} (see `journalctl -u {unit}`)")
     except InstallError:
         call("systemctl", "stop", unit, what=f"stopping {unit}")
-        if not predecessors:
-            # Nobody would ever answer behind them.
-            call("systemctl", "stop", "holdover*.socket", what="closing the doors")
+        # Nobody would ever answer behind them.
+        call("systemctl", "stop", "holdover*.socket", what="closing the doors")
         raise
-    link(STATE / "current", str(generation))
-    for old in predecessors:
-        call("systemctl", "stop", f"holdoverd@{old}.service", what=f"stopping generation {old}")
+    commit(generation)
 
 
 def install(wheelhouse: Path | None, *, start_it: bool) -> None:
@@ -471,7 +333,7 @@ def install(wheelhouse: Path | None, *, start_it: bool) -> None:
         if is_new and starting:
             start(generation)
         elif is_new:
-            link(STATE / "current", str(generation))
+            commit(generation)
         if starting:
             # Starts what is not running, and leaves alone what is.
             call("systemctl", "start", "holdover.target", what="starting holdover.target")
@@ -483,6 +345,19 @@ def install(wheelhouse: Path | None, *, start_it: bool) -> None:
             say(f"Holdover {name} is installed, not started: systemctl start holdover.target")
         else:
             say(f"Holdover {name} is installed; it starts when systemd boots here.")
+
+
+def build(wheelhouse: Path | None) -> str:
+    """Make this tree a release, and change nothing else; its name."""
+    check_host()
+    os.umask(0o022)
+    os.chdir("/")
+    version, digest = tree_version(SOURCE), tree_digest(SOURCE)
+    with one_at_a_time():
+        name, there = choose_release(version, digest, installed_releases())
+        if not there:
+            build_release(name, version, digest, wheelhouse)
+    return name
 
 
 def uninstall(*, purge: bool) -> None:
@@ -543,6 +418,8 @@ def main(arguments: list[str]) -> int:
         metavar="DIR",
         help="install from this folder, without network (default: .build/wheelhouse when complete)",
     )
+    making = commands.add_parser("build", help="make this tree a release, start nothing")
+    making.add_argument("--wheelhouse", type=Path, metavar="DIR", help="as for install")
     adding.add_argument("--no-start", action="store_true", help="install and enable, start nothing")
     removing = commands.add_parser("uninstall", help="stop everything, agents too, and remove it")
     removing.add_argument(
@@ -557,6 +434,8 @@ def main(arguments: list[str]) -> int:
         if options.command == "install":
             folder = options.wheelhouse and options.wheelhouse.absolute()
             install(folder, start_it=not options.no_start)
+        elif options.command == "build":
+            print(build(options.wheelhouse and options.wheelhouse.absolute()))
         elif options.command == "uninstall":
             uninstall(purge=options.purge)
         elif options.command == "render":

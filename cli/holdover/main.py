@@ -20,6 +20,14 @@ COMMANDS = {  # {name: (module, one line of help)}
     "session": ("holdover.commands.session", "Talk to agent sessions, list and end them."),
     "token": ("holdover.commands.token", "Make, list and revoke tokens."),
     "status": ("holdover.commands.status", "What runs, and how many sessions in which state."),
+    "release": ("holdover.commands.release", "Install, list and remove releases on this host."),
+    "deploy": (
+        "holdover.commands.deploy",
+        "Replace the running daemon by another release, gently.",
+    ),
+    "rollback": ("holdover.commands.deploy", "Deploy the release before the present one again."),
+    "drain": ("holdover.commands.deploy", "Have older daemons hand over what they still serve."),
+    "stop": ("holdover.commands.deploy", "Stop Holdover on this host; agents run on."),
     "config": ("holdover.commands.config", "Show and check the configuration of this machine."),
 }
 

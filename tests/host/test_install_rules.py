@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 
+from holdoverd.deploy import layout
 from tests.host.machine import SOURCE
 from tests.needs import needs_root
 
@@ -66,7 +67,7 @@ def test_a_release_is_recognised_or_gets_a_folder_of_its_own(
     ],
 )
 def test_a_generation_is_never_reused(recorded: int, units: list[str], expected: int) -> None:
-    assert installer.next_generation(recorded, units) == expected
+    assert layout.next_generation(recorded, units) == expected
 
 
 def test_a_placeholder_that_nothing_fills_is_refused_by_name() -> None:
@@ -83,6 +84,7 @@ def test_every_placeholder_of_every_template_is_filled() -> None:
         "holdover-agent-holdover-agent@.service",
         "holdover-agents.slice",
         "holdover-boot.service",
+        "holdover-deploy@1.service",
         "holdover.slice",
         "holdover.socket",
         "holdover.target",

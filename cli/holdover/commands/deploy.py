@@ -1,0 +1,137 @@
+"""`holdover deploy`, `rollback`, `drain`, `stop`: replacing what runs on this host."""
+
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from holdover.client import Client
+from holdover.commands.options import client_of
+from holdover.exits import CommandError, Exit
+from holdover.host import as_root
+
+FOLLOW_S = 0.1
+
+
+@click.command(
+    short_help="Replace the running daemon by another release, gently.",
+    epilog="Example: holdover release install ./holdover && holdover deploy",
+)
+@click.argument("release", required=False)
+def deploy(release: str | None) -> None:
+    """Replace the running daemon by RELEASE (default: the one installed last), gently.
+
+    The new daemon is started beside the old, tried over connections that nobody else sees, then
+    accepts new ones while the old one hands over what it serves; after [deploy] bake_s seconds of
+    probes it is permanent. Whatever goes wrong before, the old one goes on, and the reason is
+    printed and kept for `holdover status`. Ctrl-C leaves the deploy to itself: it is a unit.
+    """
+    with as_root() as tools:
+        name = release or tools.releases.newest().name
+        _deploy(tools, name)
+
+
+@click.command(short_help="Deploy the release before the present one again.")
+def rollback() -> None:
+    """Deploy the release before the present one again, as a new generation: forward, and gently."""
+    with as_root() as tools:
+        history = tools.layout.committed()
+        earlier = [name for name in history if name != history[-1]]
+        if not earlier:
+            raise CommandError("No earlier release was ever permanent here.", Exit.CONFLICT)
+        _deploy(tools, earlier[-1])
+
+
+def _deploy(tools: Any, name: str) -> None:
+    tools.releases.find(name)
+    host = tools.hosts.SystemdHost()
+    with tools.run.deploy_lock(host.lock_path(), 0):
+        generation = tools.releases.prepare(name)
+    progress: Path = host.progress_path(generation)
+    progress.unlink(missing_ok=True)
+    unit = f"holdover-deploy@{generation}.service"
+    click.echo(f"Deploying release {name} as generation {generation} ({unit}).", err=True)
+    tools.layout.call("systemctl", "start", "--no-block", unit, what=f"starting {unit}")
+    outcome = _follow(tools, host, generation, progress)
+    if outcome.state != "committed":
+        raise CommandError(f"Generation {generation} was taken back: {outcome.reason}")
+    click.echo(f"Generation {generation}, release {name}, is permanent.", err=True)
+
+
+def _follow(tools: Any, host: Any, generation: int, progress: Path) -> Any:
+    """Print what the deploy says until it is over."""
+    told = 0
+    started = time.monotonic()
+    while True:
+        outcome = tools.run.Outcome.read(host.outcome_path())
+        over = outcome is not None and outcome.generation == generation
+        over = over and outcome.state != "running"
+        lines = progress.read_text().splitlines() if progress.exists() else []
+        for line in lines[told:]:
+            click.echo(f"  {line}", err=True)
+        told = len(lines)
+        if over:
+            return outcome
+        if time.monotonic() - started > 2 and _failed(generation):
+            raise CommandError(
+                f"The deploy did not come to an end; see `journalctl -u "
+                f"holdover-deploy@{generation}.service`."
+            )
+        time.sleep(FOLLOW_S)
+
+
+def _failed(generation: int) -> bool:
+    done = subprocess.run(
+        ["systemctl", "is-failed", "--quiet", f"holdover-deploy@{generation}.service"], check=False
+    )
+    return done.returncode == 0
+
+
+@click.command(short_help="Have older daemons hand over what they still serve.")
+@click.option("--migrate", is_flag=True, help="Hand everything over now, mid-turn too.")
+@click.option(
+    "--deadline",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Wait so long for sessions to finish, then hand over the rest.",
+)
+@click.pass_context
+def drain(ctx: click.Context, migrate: bool, deadline: float | None) -> None:
+    """Have older daemons hand over what they still serve, and wait until they are gone.
+
+    Without options they are only waited for: each ends by itself once its last session has
+    finished or rests.
+    """
+    client = client_of(ctx)
+    started = time.monotonic()
+    asked = False
+    while older := _older(client):
+        late = deadline is not None and time.monotonic() - started >= deadline
+        if not asked and (migrate or late):
+            asked = True
+            for one in older:
+                client.post("/v1/admin/drain", {"generation": one["generation"], "migrate": True})
+        time.sleep(0.2)
+    click.echo("Nothing is left to drain.", err=True)
+
+
+def _older(client: Client) -> list[dict[str, Any]]:
+    found = list(client.items("/v1/admin/instances", limit=500))
+    newest = max((one["generation"] for one in found if one["state"] == "serving"), default=0)
+    return [one for one in found if one["generation"] < newest]
+
+
+@click.command(short_help="Stop Holdover on this host; agents run on.")
+@click.option("--agents", is_flag=True, help="End the agents too; their sessions can be resumed.")
+def stop(agents: bool) -> None:
+    """Stop the doors and the daemons of this host. Agents run on, unless --agents ends them.
+
+    `systemctl start holdover.target` starts it again; what agents said meanwhile is not lost.
+    """
+    with as_root() as tools:
+        call = tools.layout.call
+        call("systemctl", "stop", "holdover.target", what="stopping holdover.target")
+        if agents:
+            call("systemctl", "stop", "holdover-agent-*.service", what="ending the agents")

@@ -1,0 +1,137 @@
+"""An operator's end of an instance's control socket; handover/PROTOCOL.md has the packets."""
+
+import array
+import contextlib
+import json
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from holdoverd.errors import HandoverError
+
+CONNECT_S = 3.0
+ORDER_S = 5.0
+MAX_PACKET_BYTES = 64 * 1024
+
+
+class Control:
+    """A greeted connection. Not for several threads at once.
+
+    `generation`, `release`, `pid`: as the instance says; `state`, `sessions`, `connections`: as of
+    its last beat, which was heard at `heard_at` (time.monotonic).
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises HandoverError when nobody answers there within `CONNECT_S`."""
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._sock.settimeout(CONNECT_S)
+            self._sock.connect(str(path))
+            self._send({"t": "hello", "v": [1], "operator": True})
+            hello = self._receive()
+        except OSError as error:
+            self._sock.close()
+            raise HandoverError(f"Nobody answers at {path}: {error}.") from error
+        except BaseException:
+            self._sock.close()
+            raise
+        self.generation = int(hello.get("generation", 0))
+        self.release = str(hello.get("release", ""))
+        self.pid = int(hello.get("pid", 0))
+        self.state = ""
+        self.sessions = 0
+        self.connections = 0
+        self.heard_at = time.monotonic()
+        self._beat(hello)
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def __enter__(self) -> "Control":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _send(self, fields: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
+        data = json.dumps(fields).encode()
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            self._sock.sendmsg([data], ancillary)
+        except OSError as error:
+            raise HandoverError(f"The instance is gone: {error}.") from error
+
+    def _receive(self) -> dict[str, Any]:
+        try:
+            data = self._sock.recv(MAX_PACKET_BYTES)
+        except TimeoutError as error:
+            raise HandoverError("The instance is silent.") from error
+        except OSError as error:
+            raise HandoverError(f"The instance is gone: {error}.") from error
+        if not data:
+            raise HandoverError("The instance has closed its control socket.")
+        try:
+            fields = json.loads(data)
+        except ValueError as error:
+            raise HandoverError("The instance sends what is no packet.") from error
+        if not isinstance(fields, dict):
+            raise HandoverError("The instance sends what is no packet.")
+        return fields
+
+    def _beat(self, fields: dict[str, Any]) -> None:
+        self.heard_at = time.monotonic()
+        self.state = str(fields.get("state", self.state))
+        self.sessions = int(fields.get("sessions", self.sessions))
+        self.connections = int(fields.get("connections", self.connections))
+
+    def listen(self, seconds: float) -> None:
+        """Hear beats for so long. Raises HandoverError when the instance is gone."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self._sock.settimeout(max(left, 0.001))
+            with contextlib.suppress(_Quiet):
+                self._beat(self._next())
+
+    def silent_s(self) -> float:
+        """For how long nothing was heard; call `listen` before, which hears."""
+        return time.monotonic() - self.heard_at
+
+    def _next(self) -> dict[str, Any]:
+        try:
+            return self._receive()
+        except HandoverError as error:
+            if isinstance(error.__cause__, TimeoutError):
+                raise _Quiet from None
+            raise
+
+    def order(self, kind: str, *fds: int, timeout_s: float = ORDER_S, **fields: Any) -> None:
+        """Give an order and wait until it is done. Raises HandoverError: refused, silent or gone."""
+        self._sock.settimeout(timeout_s)
+        self._send({"t": kind, **fields}, fds)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self._sock.settimeout(max(deadline - time.monotonic(), 0.001))
+            answer = self._receive()
+            match answer.get("t"):
+                case "ok":
+                    return
+                case "error":
+                    raise HandoverError(str(answer.get("message")))
+                case _:
+                    self._beat(answer)
+
+    def probe(self, door: str) -> socket.socket:
+        """A connection that the instance serves as if it had accepted it at `door`."""
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                self.order("probe", theirs.fileno(), door=door)
+        except BaseException:
+            ours.close()
+            raise
+        return ours
+
+
+class _Quiet(Exception):
+    pass

@@ -1,0 +1,219 @@
+"""What a deploy needs of the machine it runs on; systemd's answer. `holdover up` has its own."""
+
+import json
+import os
+import pwd
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from holdoverd.deploy import layout
+from holdoverd.deploy.layout import InstallError
+
+DAEMON_USER = "holdover"
+COMMAND_S = 60.0
+
+
+class Host(Protocol):
+    """Everything a deploy reads and changes. Raises InstallError where the machine refuses."""
+
+    def control_path(self, generation: int) -> Path: ...
+    def public_address(self) -> tuple[str, int]: ...
+    def admin_path(self) -> Path: ...
+    def lock_path(self) -> Path: ...
+    def outcome_path(self) -> Path: ...
+    def release_of(self, generation: int) -> str | None:
+        """The release folder's name; its version is what stands before a ``+``."""
+
+    def current(self) -> int | None: ...
+    def trial(self) -> int | None: ...
+    def begin_trial(self, generation: int) -> None: ...
+    def end_trial(self) -> None: ...
+    def commit(self, generation: int) -> None: ...
+    def migrate(self, generation: int) -> None: ...
+    def start(self, generation: int) -> None:
+        """Have it started; returns before it is ready."""
+
+    def running(self, generation: int) -> bool: ...
+    def ready(self, generation: int) -> bool: ...
+    def failure(self, generation: int) -> str | None:
+        """In words, where it has died since it was started; None while it lives."""
+
+    def kill(self, generation: int) -> None:
+        """End it at once and for good."""
+
+    def stop(self, generation: int) -> None:
+        """Ask it to end; it lets go of its sessions."""
+
+    def live_generations(self) -> Sequence[int]: ...
+
+
+class SystemdHost:
+    """A host on which `packaging/install` has been. Runs as root."""
+
+    def __init__(self) -> None:
+        self._instances = layout.RUNTIME / "instances"
+
+    def control_path(self, generation: int) -> Path:
+        return self._instances / f"{generation}.sock"
+
+    def admin_path(self) -> Path:
+        return layout.RUNTIME / "admin.sock"
+
+    def lock_path(self) -> Path:
+        return layout.RUNTIME / "deploy.lock"
+
+    def outcome_path(self) -> Path:
+        return layout.OPT / "last-deploy.json"
+
+    def progress_path(self, generation: int) -> Path:
+        """What a deploy says as it goes, a sentence a line."""
+        return layout.RUNTIME / f"deploy-{generation}.log"
+
+    def public_address(self) -> tuple[str, int]:
+        """Where holdover.socket listens, drop-ins included; a wildcard as loopback."""
+        listens = _systemctl("show", "--value", "--property=Listen", "holdover.socket")
+        for line in listens.splitlines():
+            if match := re.match(r"(.+):(\d+) \(Stream\)", line.strip()):
+                host = match[1].strip("[]")
+                return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), int(match[2])  # noqa: S104
+        raise InstallError(
+            "holdover.socket listens on no TCP port; see `systemctl cat holdover.socket`"
+        )
+
+    def release_of(self, generation: int) -> str | None:
+        return layout.release_of_generation(generation)
+
+    def current(self) -> int | None:
+        return layout.current_generation()
+
+    @property
+    def _trial(self) -> Path:
+        return self._instances / "trial.json"
+
+    def trial(self) -> int | None:
+        return read_trial(self._trial)
+
+    def begin_trial(self, generation: int) -> None:
+        user = pwd.getpwnam(DAEMON_USER)
+        write_trial(self._trial, generation, self.release_of(generation), self.current())
+        os.chown(self._trial, user.pw_uid, user.pw_gid, follow_symlinks=False)
+
+    def end_trial(self) -> None:
+        self._trial.unlink(missing_ok=True)
+
+    def commit(self, generation: int) -> None:
+        layout.commit(generation)
+
+    def migrate(self, generation: int) -> None:
+        release = self.release_of(generation)
+        layout.call(
+            *("runuser", "-u", DAEMON_USER, "--", "env"),
+            *(f"STATE_DIRECTORY={layout.STATE}", f"HOLDOVER_RUNTIME_DIR={layout.RUNTIME}"),
+            *(layout.RELEASES / str(release) / "bin/python", "-I", "-m", "holdoverd", "--migrate"),
+            what="bringing the catalogue to the new release's schema",
+        )
+
+    def _show(self, generation: int, *names: str) -> list[str]:
+        shown = _systemctl("show", f"--property={','.join(names)}", unit(generation))
+        values = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+        return [values.get(name, "") for name in names]
+
+    def start(self, generation: int) -> None:
+        _systemctl("start", "--no-block", unit(generation))
+
+    def running(self, generation: int) -> bool:
+        (state,) = self._show(generation, "ActiveState")
+        return state in ("active", "activating", "reloading", "deactivating")
+
+    def ready(self, generation: int) -> bool:
+        (state,) = self._show(generation, "ActiveState")
+        return state == "active"
+
+    def failure(self, generation: int) -> str | None:
+        state, sub, restarts, result, code, status = self._show(
+            generation,
+            "ActiveState",
+            "SubState",
+            "NRestarts",
+            "Result",
+            "ExecMainCode",
+            "ExecMainStatus",
+        )
+        dead = state in ("failed", "inactive") or sub == "auto-restart" or restarts not in ("", "0")
+        if not dead:
+            return None
+        how = {"1": f"exited with status {status}", "2": f"was killed by signal {status}"}.get(
+            code, f"ended ({result})"
+        )
+        said = self._last_words(generation)
+        return f"it {how}" + (f": {said}" if said else "")
+
+    def _last_words(self, generation: int) -> str:
+        done = subprocess.run(
+            [
+                *("journalctl", "--unit", unit(generation), "--output=cat", "--lines=20"),
+                *("--no-pager", "_SYSTEMD_UNIT=" + unit(generation)),
+            ],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=COMMAND_S,
+        )
+        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        return lines[-1][:300] if lines else ""
+
+    def kill(self, generation: int) -> None:
+        # A stop alone waits for TimeoutStopSec=, and a kill alone is answered by Restart=.
+        _systemctl("kill", "--signal=KILL", unit(generation), check=False)
+        _systemctl("stop", unit(generation), check=False)
+        _systemctl("reset-failed", unit(generation), check=False)
+
+    def stop(self, generation: int) -> None:
+        _systemctl("stop", unit(generation))
+
+    def live_generations(self) -> Sequence[int]:
+        return layout.active_generations()
+
+
+def unit(generation: int) -> str:
+    return f"holdoverd@{generation}.service"
+
+
+def read_trial(path: Path) -> int | None:
+    try:
+        return int(json.loads(path.read_text())["generation"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_trial(path: Path, generation: int, release: str | None, previous: int | None) -> None:
+    """Whole or not at all, and never through a link that somebody else has put there."""
+    text = json.dumps({"generation": generation, "release": release, "previous": previous})
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        file.write(text + "\n")
+    draft.replace(path)
+
+
+def _systemctl(*arguments: str, check: bool = True) -> str:
+    try:
+        done = subprocess.run(
+            ["systemctl", "--no-pager", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=COMMAND_S,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise InstallError(
+            f"`systemctl {' '.join(arguments)}` took over {COMMAND_S:.0f} s"
+        ) from error
+    if check and done.returncode:
+        raise InstallError(f"`systemctl {' '.join(arguments)}` failed: {done.stderr.strip()}")
+    return done.stdout

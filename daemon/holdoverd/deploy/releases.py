@@ -1,0 +1,174 @@
+"""Releases on a systemd host: made once, complete or not at all, and never written again."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from holdoverd.deploy import layout
+from holdoverd.deploy.layout import InstallError, Release
+
+_VERSION = re.compile(r"[0-9][0-9A-Za-z.]*(\+[0-9]+)?\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What a release is used for just now; it cannot be removed then."""
+
+    by: str
+
+
+class InUseError(InstallError):
+    """Somebody runs from the release, or would at the next boot or launch."""
+
+
+def find(name: str) -> Release:
+    """Raises InstallError where it is not installed."""
+    known = {release.name: release for release in layout.installed_releases()}
+    if name not in known:
+        raise InstallError(
+            f"Release {name} is not installed; installed are {', '.join(sorted(known)) or 'none'}. "
+            "`holdover release install` takes a checkout, a wheel or a version."
+        )
+    return known[name]
+
+
+def newest() -> Release:
+    """The release that was installed last. Raises InstallError where there is none."""
+    releases = layout.installed_releases()
+    if not releases:
+        raise InstallError("No release is installed; `holdover release install` makes one.")
+    return max(releases, key=lambda r: (layout.RELEASES / r.name / "release.json").stat().st_mtime)
+
+
+def install(what: str) -> str:
+    """Make a release of a checkout's folder, a wheel, or a version from the package index."""
+    path = Path(what)
+    if path.is_dir():
+        script = path / "packaging/hostinstall.py"
+        if not script.is_file():
+            raise InstallError(f"{path} is no checkout of Holdover: {script} is missing.")
+        done = subprocess.run(
+            [sys.executable, "-I", str(script), "build"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise InstallError(f"{path} could not be made a release; see above.")
+        return done.stdout.strip()
+    if path.suffix == ".whl" and path.is_file():
+        version = path.name.split("-")[1]
+        return _from_index(f"holdover[daemon] @ {path.absolute().as_uri()}", version, path)
+    if _VERSION.match(what):
+        return _from_index(f"holdover[daemon]=={what}", what, None)
+    raise InstallError(f"{what} is no folder, no wheel and no version.")
+
+
+def _from_index(requirement: str, version: str, wheel: Path | None) -> str:
+    digest = sha256(wheel.read_bytes() if wheel else requirement.encode()).hexdigest()
+    with layout.one_at_a_time():
+        for release in layout.installed_releases():
+            if release.digest == digest:
+                return release.name
+        name, n = version, 0
+        while (layout.RELEASES / name / "release.json").exists():
+            n += 1
+            name = f"{version}+{n}"
+        target = layout.RELEASES / name
+        shutil.rmtree(target, ignore_errors=True)
+        layout.RELEASES.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="holdover-release-") as scratch:
+            tools = Path(scratch) / "tools"
+            layout.call(sys.executable, "-I", "-m", "venv", tools, what="making an environment")
+            layout.call(
+                *(sys.executable, "-I", "-m", "venv", "--without-pip", target),
+                what="making the release's environment",
+            )
+            layout.call(
+                *(tools / "bin/python", "-I", "-m", "pip", "--quiet"),
+                *("--disable-pip-version-check", "--python", target / "bin/python"),
+                *("install", requirement),
+                what=f"installing {requirement}",
+            )
+        record = Release(name=name, version=version, digest=digest, python=sys.executable)
+        layout.write_if_changed(
+            target / "release.json", json.dumps(asdict(record), indent=1) + "\n"
+        )
+    return name
+
+
+def uses(name: str) -> list[Use]:
+    """Why a release cannot be removed: instances, what boots, keepers, the agents' units."""
+    folder = layout.RELEASES / name
+    found = [
+        Use(f"generation {generation}, which lives")
+        for generation in layout.active_generations()
+        if layout.release_of_generation(generation) == name
+    ]
+    current = layout.current_generation()
+    if layout.release_of_generation(current) == name:
+        found.append(Use(f"generation {current}, which boots"))
+    found += [Use(f"process {pid}") for pid in _processes(folder)]
+    for unit in sorted(layout.UNITS.glob("holdover-agent-*@.service")):
+        if f"{folder}/" in unit.read_text():
+            found.append(Use(f"{unit.name}, which starts agents with it"))
+    return found
+
+
+def remove(name: str) -> None:
+    """Raises InstallError where the release is in use, or not there."""
+    with layout.one_at_a_time():
+        find(name)
+        in_use = uses(name)
+        if in_use:
+            raise InUseError(
+                f"Release {name} is in use by {'; '.join(use.by for use in in_use[:5])}. It can go "
+                "once these are gone."
+            )
+        units = [
+            unit
+            for unit in layout.UNITS.glob("holdover*@*.service")
+            if f"{layout.RELEASES}/{name}/" in unit.read_text()
+        ]
+        for unit in units:
+            unit.unlink()
+        # Incomplete from the first moment on: an install that finds it makes it anew.
+        (layout.RELEASES / name / "release.json").unlink()
+        shutil.rmtree(layout.RELEASES / name)
+    if units and layout.systemd_runs():
+        layout.call("systemctl", "daemon-reload", what="telling systemd of the units")
+
+
+def _processes(folder: Path) -> list[int]:
+    """Processes that were started from a release: keepers, above all, which outlive deploys."""
+    mark = os.fsencode(f"{folder}/bin/")
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                if Path(entry.path, "cmdline").read_bytes().startswith(mark):
+                    found.append(int(entry.name))
+    return sorted(found)
+
+
+def prepare(name: str) -> int:
+    """Write the units of a new generation of a release; its number."""
+    folder = layout.RELEASES / find(name).name
+    with layout.one_at_a_time():
+        generation = layout.new_generation(folder, layout.templates_of(folder), name)
+    layout.call("systemctl", "daemon-reload", what="telling systemd of the units")
+    if not (layout.UNITS / f"holdover-deploy@{generation}.service").exists():
+        raise InstallError(
+            f"Release {name} is from before deploys: it brings no unit for one. Go back to it by "
+            f"`systemctl stop holdover.target`, a `current` of {generation}, and a start."
+        )
+    return generation
