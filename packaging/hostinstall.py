@@ -370,6 +370,8 @@ def uninstall(*, purge: bool) -> None:
             # stop by name what is not there is an error.
             call("systemctl", "stop", "holdover*.target", "holdover*.socket", what="closing")
             call("systemctl", "stop", "holdover*.service", "holdover*.slice", what="stopping")
+            # A deploy that was taken back stays failed, for people to see, until here.
+            call("systemctl", "reset-failed", "holdover*", what="forgetting failed units")
         wanted = [unit for unit in units if unit in ENABLED or unit.endswith(".socket")]
         if wanted:
             call("systemctl", "--quiet", "disable", *wanted, what="disabling the units")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import queue
 import select
 import shutil
 import signal
@@ -112,6 +113,7 @@ class Machine:
         self._folder = Path(tempfile.mkdtemp(prefix="holdover-machine-"))
         self._stage: subprocess.Popen[bytes] | None = None
         self._notify: socket.socket | None = None
+        self._said: queue.Queue[list[str] | None] = queue.Queue()
         self.leader = 0
         """PID 1 of the container, as this process sees it."""
 
@@ -153,6 +155,7 @@ class Machine:
         address = self._folder / "notify"
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._notify.bind(str(address))
+        threading.Thread(target=self._listen, args=(self._notify,), daemon=True).start()
         stage = self._folder / "stage"
         stage.mkdir()
         nspawn = ["systemd-nspawn", "--quiet", "--directory", str(stage / "root")]
@@ -183,30 +186,40 @@ class Machine:
                 },
             )
 
+    def _listen(self, notify: socket.socket) -> None:
+        """Take what nspawn says as it comes, until the container is closed.
+
+        systemd tells it of each reload, and stands still once nobody has taken ten of them.
+        """
+        with contextlib.suppress(OSError):
+            while said := notify.recv(4096):
+                self._said.put(said.decode().splitlines())
+        self._said.put(None)
+
     def _wait_message(self, wanted: str, *, previous_leader: int) -> None:
         """Wait until nspawn has named a leader other than the previous, and said `wanted`."""
         assert self._stage is not None
-        assert self._notify is not None
         deadline = time.monotonic() + BOOT_TIMEOUT_S
-        ended = os.pidfd_open(self._stage.pid)
-        try:
-            while True:
-                left = max(0.0, deadline - time.monotonic())
-                said = self._notify.fileno()
-                readable, _, _ = select.select([said, ended], [], [], left)
-                if said in readable:
-                    fields = self._notify.recv(4096).decode().splitlines()
-                    for field in fields:
-                        if field.startswith("X_NSPAWN_LEADER_PID="):
-                            self.leader = self._outer_pid(int(field.partition("=")[2]))
-                    if wanted in fields and self.leader not in (0, previous_leader):
-                        return
-                elif ended in readable:
-                    raise MachineError(f"the container ended while starting\n{self.console()}")
-                else:
-                    raise MachineError(f"not up after {BOOT_TIMEOUT_S} s\n{self.console()}")
-        finally:
-            os.close(ended)
+        while True:
+            try:
+                fields = self._said.get(timeout=0.2)
+            except queue.Empty:
+                if self._stage.poll() is not None:
+                    raise MachineError(
+                        f"the container ended while starting\n{self.console()}"
+                    ) from None
+                if time.monotonic() > deadline:
+                    raise MachineError(
+                        f"not up after {BOOT_TIMEOUT_S} s\n{self.console()}"
+                    ) from None
+                continue
+            if fields is None:
+                raise MachineError(f"the container was closed while starting\n{self.console()}")
+            for field in fields:
+                if field.startswith("X_NSPAWN_LEADER_PID="):
+                    self.leader = self._outer_pid(int(field.partition("=")[2]))
+            if wanted in fields and self.leader not in (0, previous_leader):
+                return
 
     def _outer_pid(self, pid: int) -> int:
         """Our number of the container's PID 1, which nspawn, in its namespace, knows as `pid`."""
@@ -242,6 +255,8 @@ class Machine:
             self._stage.wait()
             self._stage = None
         if self._notify is not None:
+            with contextlib.suppress(OSError):
+                self._notify.shutdown(socket.SHUT_RDWR)  # wakes the listener
             self._notify.close()
             self._notify = None
         self._remove_cgroups()

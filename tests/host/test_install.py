@@ -13,6 +13,7 @@ import pytest
 from tests import needs
 from tests.host import clean_root as roots
 from tests.host.machine import SOURCE_INSIDE, WHEELHOUSE_INSIDE, Machine
+from tests.live.up import wait_until
 
 pytestmark = pytest.mark.host
 
@@ -162,7 +163,11 @@ def test_a_changed_tree_becomes_a_release_and_a_generation_of_its_own(booted: Ma
     assert "Holdover 0.1.0+1 is installed and runs as generation 2" in booted.run(command).stderr
     assert booted.run(["readlink", "/var/lib/holdover/current"]).stdout == "2\n"
     assert healthz(booted)["generation"] == 2
-    assert booted.show("holdoverd@1.service", "ActiveState") == "inactive"
+    # It leaves by itself, now that the deploy is permanent and it owns nothing.
+    wait_until(
+        lambda: booted.show("holdoverd@1.service", "ActiveState") == "inactive", "generation 1 left"
+    )
+    assert booted.show("holdoverd@1.service", "Result") == "success"
     # The doors never closed, and the old release stays whole, to go back to.
     assert booted.show(SOCKETS[2], "InvocationID") == agents
     for generation, release in ((1, "0.1.0"), (2, "0.1.0+1")):
@@ -183,13 +188,13 @@ def test_a_release_that_cannot_start_leaves_the_old_one_serving_and_booting(
     command = [f"{broken}/packaging/install", "--wheelhouse", WHEELHOUSE_INSIDE]
     failed = booted.run(command, check=False)
     assert failed.returncode == 1
-    assert "journalctl -u holdoverd@3.service" in failed.stderr
+    assert "journalctl -u holdover-deploy@3.service" in failed.stderr
     assert booted.run(["readlink", "/var/lib/holdover/current"]).stdout == "2\n"
     assert booted.show("holdoverd@3.service", "ActiveState") in ("inactive", "failed")
     assert healthz(booted)["generation"] == 2
     # Trying again uses no number twice, and builds nothing again.
     failed = booted.run(command, check=False)
-    assert "journalctl -u holdoverd@4.service" in failed.stderr
+    assert "journalctl -u holdover-deploy@4.service" in failed.stderr
     assert "Building" not in failed.stderr
     assert healthz(booted)["generation"] == 2
 

@@ -1,6 +1,8 @@
 """`holdover status`: what runs."""
 
+import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,6 +12,7 @@ from holdover.commands.options import client_of, json_option, print_json
 from holdover.exits import Exit, RefusedError
 from holdover.render import moment, one_line, table
 
+LAST_DEPLOY = Path("/opt/holdover/last-deploy.json")
 _STATES = ("starting", "working", "waiting", "idle", "dormant", "failed", "ended")
 
 
@@ -20,11 +23,12 @@ def status(ctx: click.Context, as_json: bool) -> None:
     """What runs, and how many sessions are in which state.
 
     Exits 0 when the daemon can serve. With --json one object: {"door", "health", "instances",
-    "sessions": {state: count}}.
+    "deploy", "sessions": {state: count}}.
     """
     client = client_of(ctx)
     health = client.get("/healthz")
     instances = _instances(client)
+    deploy = _last_deploy()
     counts = Counter(item["state"] for item in client.items("/v1/sessions", limit=10_000))
     if as_json:
         print_json(
@@ -32,6 +36,7 @@ def status(ctx: click.Context, as_json: bool) -> None:
                 "door": str(client.door),
                 "health": health,
                 "instances": instances,
+                "deploy": deploy,
                 "sessions": {state: counts[state] for state in _STATES},
             }
         )
@@ -41,7 +46,10 @@ def status(ctx: click.Context, as_json: bool) -> None:
         f"{one_line(health['release'])}, reached through {client.door}"
     )
     if instances:
-        click.echo(table(["GENERATION", "RELEASE", "STATE", "SESSIONS", "SINCE"], _rows(instances)))
+        heads = ["GENERATION", "RELEASE", "STATE", "SESSIONS", "CONNECTIONS", "MEMORY", "SINCE"]
+        click.echo(table(heads, _rows(instances)))
+    if deploy:
+        click.echo(_deploy_in_words(deploy))
     shown = [f"{counts[state]} {state}" for state in _STATES if counts[state]]
     click.echo("Sessions: " + (", ".join(shown) or "none"))
 
@@ -56,6 +64,22 @@ def _instances(client: Client) -> list[dict[str, Any]] | None:
         raise
 
 
+def _last_deploy() -> dict[str, Any] | None:
+    """How the last deploy of this host ended, or that it is under way; None where none was."""
+    try:
+        found = json.loads(LAST_DEPLOY.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _deploy_in_words(deploy: dict[str, Any]) -> str:
+    what = f"Last deploy: generation {deploy.get('generation')}, release {deploy.get('release')}"
+    state = one_line(str(deploy.get("state")))
+    reason = f": {one_line(str(deploy['reason']))}" if deploy.get("reason") else ""
+    return f"{one_line(what)}, {state} {moment(int(deploy.get('at') or 0))}{reason}"
+
+
 def _rows(instances: list[dict[str, Any]]) -> list[list[str]]:
     return [
         [
@@ -63,6 +87,8 @@ def _rows(instances: list[dict[str, Any]]) -> list[list[str]]:
             one_line(item["release"]),
             one_line(item["state"]),
             str(item["sessions"]),
+            str(item.get("connections", "")),
+            f"{item.get('memory_bytes', 0) / 2**20:.0f} MiB",
             moment(item["since_at"]),
         ]
         for item in instances
