@@ -109,12 +109,22 @@ class SystemdHost:
 
     def migrate(self, generation: int) -> None:
         release = self.release_of(generation)
-        layout.call(
-            *("runuser", "-u", DAEMON_USER, "--", "env"),
-            *(f"STATE_DIRECTORY={layout.STATE}", f"HOLDOVER_RUNTIME_DIR={layout.RUNTIME}"),
-            *(layout.RELEASES / str(release) / "bin/python", "-I", "-m", "holdoverd", "--migrate"),
-            what="bringing the catalogue to the new release's schema",
+        done = subprocess.run(
+            [
+                *("runuser", "-u", DAEMON_USER, "--", "env"),
+                *(f"STATE_DIRECTORY={layout.STATE}", f"HOLDOVER_RUNTIME_DIR={layout.RUNTIME}"),
+                str(layout.RELEASES / str(release) / "bin/python"),
+                *("-I", "-m", "holdoverd", "--migrate"),
+            ],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
         )
+        if done.returncode:
+            last = next((t for t in reversed(done.stderr.splitlines()) if t.strip()), "no reason")
+            raise InstallError(f"it could not bring the catalogue to its schema: {last[:300]}")
 
     def _show(self, generation: int, *names: str) -> list[str]:
         shown = _systemctl("show", f"--property={','.join(names)}", unit(generation))
