@@ -69,6 +69,17 @@ class Host(Api):
     def port(self) -> int:
         return int(self.sockets.public.getsockname()[1])
 
+    def living(self) -> list[Instance]:
+        return [one for one in self.instances if one.process.poll() is None]
+
+    def story(self) -> str:
+        """What the last instances said, for a failed test."""
+        return "\n".join(
+            f"--- generation {one.generation}, exit status {one.process.poll()}\n"
+            + one.output()[-3000:]
+            for one in self.instances[-3:]
+        )
+
     async def start(
         self,
         generation: int,

@@ -136,5 +136,4 @@ async def test_five_handovers_under_forty_streams_and_fifty_connections_a_second
         for watcher in watchers:
             assert (watcher.connects, watcher.closes) == (1, [])
             assert watcher.lines == 20 * seconds
-        lives = [one.generation for one in host.instances if one.process.poll() is None]
-        assert len(lives) <= (1 if mode == "migrate" else 3)
+        assert len(host.living()) <= (1 if mode == "migrate" else 3)

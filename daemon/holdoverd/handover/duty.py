@@ -6,6 +6,7 @@ gives away while the role says so. Orders from operators and signals only set wh
 
 import json
 import logging
+import math
 import os
 import socket
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from holdoverd.handover import roles, transfers
 from holdoverd.handover.packed import Detached, Door
 from holdoverd.handover.roles import Orders, Role, Trial
 from holdoverd.handover.routing import RoutedSessions
-from holdoverd.handover.siblings import Conversation, Link, Siblings, Status
+from holdoverd.handover.siblings import BEAT_S, Conversation, Link, Siblings, Status
 from holdoverd.handover.wire import Packet
 from holdoverd.http.live import LiveStreams
 from holdoverd.http.server import Server
@@ -37,6 +38,9 @@ LOOK_S = 0.25
 GIVE_S = 0.1
 AT_ONCE = 6
 """Sessions handed over side by side: each stands still for its own transfer only."""
+
+LINGER_S = 1.0
+"""How long an instance stays that has given everything away: its heir may die of it."""
 
 MEET_S = 1.0
 """How long an instance that starts waits to hear from newer ones whose locks are held."""
@@ -76,6 +80,7 @@ class Duty:
         self.since_at = now_ms()
         self.role = Role("candidate", None, False)
         self._seen_trial: Trial | None = None
+        self._done_at = math.inf  # since when there has been nothing left to do
 
     def meet(self, siblings: Siblings, routed: RoutedSessions, doors: Server) -> None:
         """Before `run`: those that need this object and that it needs. Nothing is accepted yet."""
@@ -289,8 +294,17 @@ class Duty:
         )
         if role != self.role:
             self._become(role)
-        if roles.may_exit(role, trial, owns=self._owns(), orders=self._orders):
+        if not roles.may_exit(role, trial, owns=self._owns(), orders=self._orders):
+            self._done_at = math.inf
+        elif self._done_at == math.inf:
+            self._done_at = trio.current_time()
+        elif trio.current_time() - self._done_at >= LINGER_S and self._heir_is_well():
             self.leave.set()
+
+    def _heir_is_well(self) -> bool:
+        """It has been heard of just now. One that stands still is killed, and not left alone."""
+        link = self.siblings.link(self.role.heir) if self.role.heir is not None else None
+        return link is not None and trio.current_time() - link.heard_at < 2 * BEAT_S
 
     def _mode(self) -> Literal["finish", "migrate"]:
         return "migrate" if self._settings.drain.mode == "migrate" else "finish"
