@@ -132,6 +132,8 @@ def stop(agents: bool) -> None:
     """
     with as_root() as tools:
         call = tools.layout.call
-        call("systemctl", "stop", "holdover.target", what="stopping holdover.target")
+        # The target alone would have the rest stopped, and not wait for it.
+        doors = ("holdover.target", "holdover.socket", "holdover-admin.socket")
+        call("systemctl", "stop", *doors, "holdoverd@*.service", what="stopping Holdover")
         if agents:
             call("systemctl", "stop", "holdover-agent-*.service", what="ending the agents")

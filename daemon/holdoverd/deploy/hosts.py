@@ -135,24 +135,25 @@ class SystemdHost:
         _systemctl("start", "--no-block", unit(generation))
 
     def running(self, generation: int) -> bool:
-        (state,) = self._show(generation, "ActiveState")
-        return state in ("active", "activating", "reloading", "deactivating")
+        state, job = self._show(generation, "ActiveState", "Job")
+        return state in ("active", "activating", "reloading", "deactivating") or job not in (
+            "",
+            "0",
+        )
 
     def ready(self, generation: int) -> bool:
         (state,) = self._show(generation, "ActiveState")
         return state == "active"
 
     def failure(self, generation: int) -> str | None:
-        state, sub, restarts, result, code, status = self._show(
+        state, sub, restarts, result, code, status, job = self._show(
             generation,
-            "ActiveState",
-            "SubState",
-            "NRestarts",
-            "Result",
-            "ExecMainCode",
-            "ExecMainStatus",
+            *("ActiveState", "SubState", "NRestarts", "Result"),
+            *("ExecMainCode", "ExecMainStatus", "Job"),
         )
-        dead = state in ("failed", "inactive") or sub == "auto-restart" or restarts not in ("", "0")
+        # With a job it is about to be started: behind its sockets, for one.
+        over = state in ("failed", "inactive") and job in ("", "0")
+        dead = over or sub == "auto-restart" or restarts not in ("", "0")
         if not dead:
             return None
         how = {"1": f"exited with status {status}", "2": f"was killed by signal {status}"}.get(
