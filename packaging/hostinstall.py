@@ -32,6 +32,7 @@ sys.path.insert(0, str(SOURCE / "daemon"))
 
 from holdoverd.deploy.layout import (  # noqa: E402 - the checkout is found first
     COMMAND,
+    LAST_DEPLOY,
     OPT,
     RELEASES,
     RUNTIME,
@@ -55,6 +56,7 @@ from holdoverd.deploy.layout import (  # noqa: E402 - the checkout is found firs
     templates_of,
     write_if_changed,
 )
+from holdoverd.deploy.outcome import Outcome  # noqa: E402
 
 SYSUSERS = Path("/etc/sysusers.d/holdover.conf")
 TMPFILES = Path("/etc/tmpfiles.d/holdover.conf")
@@ -294,7 +296,16 @@ def start(generation: int) -> None:
     )
     if any(number != generation for number in active_generations()):
         unit = f"holdover-deploy@{generation}.service"
-        call("systemctl", "start", unit, what=f"the deploy (see `journalctl -u {unit}`)")
+        try:
+            call("systemctl", "start", unit, what=f"the deploy (see `journalctl -u {unit}`)")
+        except InstallError as error:
+            outcome = Outcome.read(LAST_DEPLOY)
+            if outcome is None or outcome.generation != generation or not outcome.reason:
+                raise
+            raise InstallError(
+                f"generation {generation} was taken back, the one before serves on: "
+                f"{outcome.reason} (see `journalctl -u {unit}`)"
+            ) from error
         return
     unit = f"holdoverd@{generation}.service"
     try:

@@ -4,4 +4,4 @@ The daemon owns nothing that it can lose; ARCHITECTURE.md tells who holds what. 
 imports nothing here, so that the keeper (standard library only) starts in a few megabytes.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -406,6 +406,16 @@ class Machine:
             capture_output=True,
             check=True,
         ).stdout
+        self._unpack(packed, inside)
+
+    def put_commit(self, commit: str, inside: str) -> None:
+        """Lay the tree of an earlier commit inside."""
+        packed = subprocess.run(
+            ["git", "-C", str(SOURCE), "archive", commit], capture_output=True, check=True
+        ).stdout
+        self._unpack(packed, inside)
+
+    def _unpack(self, packed: bytes, inside: str) -> None:
         self.run(["mkdir", "-p", inside])
         unpack = self._command(["tar", "--extract", "--directory", inside], None, None, "/")
         subprocess.run(unpack, input=packed, check=True)

@@ -64,7 +64,7 @@ def machine(host: Machine) -> Iterator[Machine]:
     """The shared host, with a short bake; left with one instance of the first release."""
     host.write("/etc/holdover/holdover.d/test.toml", f"[deploy]\nbake_s = {BAKE_S}\n")
     yield host
-    holdover(host, "deploy", "0.1.0")
+    holdover(host, "deploy", "0.2.0")
     settled(host)
     host.run(["rm", "-r", "/etc/holdover/holdover.d"])
 
@@ -73,9 +73,9 @@ def copy_release(machine: Machine, name: str, *patches: tuple[str, str, str]) ->
     """A release of its own that differs in `patches`: (module file, text, its replacement)."""
     target = f"{RELEASES}/{name}"
     # Hard links where nothing changes; the environment's own scripts name the folder they are in.
-    machine.run(["cp", "-a", f"{RELEASES}/0.1.0", target])
+    machine.run(["cp", "-a", f"{RELEASES}/0.2.0", target])
     site = f"{target}/lib/python3.11/site-packages/holdoverd"
-    machine.run(["sh", "-c", f"sed -i 's#{RELEASES}/0.1.0/#{target}/#g' {target}/bin/holdover"])
+    machine.run(["sh", "-c", f"sed -i 's#{RELEASES}/0.2.0/#{target}/#g' {target}/bin/holdover"])
     record = json.loads(machine.read(f"{target}/release.json"))
     record |= {"name": name, "digest": name}
     machine.write(f"{target}/release.json", json.dumps(record))
@@ -171,7 +171,7 @@ BROKEN = (
 
 @pytest.mark.parametrize("broken", BROKEN, ids=[one.name for one in BROKEN])
 def test_a_broken_release_is_taken_back(machine: Machine, broken: Broken) -> None:
-    name = f"0.1.0+{broken.name}"
+    name = f"0.2.0+{broken.name}"
     before = settled(machine)
     copy_release(machine, name, *broken.patches)
     session = holdover(machine, "session", "new", "--agent", "demo", "stream 600 rate 5").split()[0]
@@ -194,7 +194,7 @@ def test_a_slow_but_healthy_release_is_not_taken_back(machine: Machine) -> None:
     """READY after 8 s, each answer half a second later."""
     copy_release(
         machine,
-        "0.1.0+slow",
+        "0.2.0+slow",
         ("main.py", READY, "                await trio.sleep(8)\n" + READY),
         (
             "http/connection.py",
@@ -203,14 +203,14 @@ def test_a_slow_but_healthy_release_is_not_taken_back(machine: Machine) -> None:
         ),
     )
     before = settled(machine)
-    assert "is permanent" in holdover(machine, "deploy", "0.1.0+slow")
+    assert "is permanent" in holdover(machine, "deploy", "0.2.0+slow")
     assert settled(machine) > before
     assert "is permanent" in holdover(machine, "rollback")
     settled(machine)
 
 
 def test_a_session_goes_on_over_a_deploy_and_a_rollback(machine: Machine) -> None:
-    copy_release(machine, "0.1.0+next")
+    copy_release(machine, "0.2.0+next")
     session = holdover(machine, "session", "new", "--agent", "demo", "stream 600 rate 5").split()[0]
     (unit,) = [
         line.split()[0]
@@ -219,7 +219,7 @@ def test_a_session_goes_on_over_a_deploy_and_a_rollback(machine: Machine) -> Non
         ).stdout.splitlines()
     ]
     keeper = machine.show(unit, "MainPID")
-    assert "is permanent" in holdover(machine, "deploy", "0.1.0+next")
+    assert "is permanent" in holdover(machine, "deploy", "0.2.0+next")
     # In mid-turn: it is finished where it began, unless somebody asks for it at once.
     assert len(instances(machine)) == 2
     holdover(machine, "drain", "--migrate")
@@ -233,16 +233,16 @@ def test_a_session_goes_on_over_a_deploy_and_a_rollback(machine: Machine) -> Non
     holdover(machine, "session", "end", session)
     listed = machine.run(["holdover", "release", "ls"]).stdout
     assert "which boots" in listed
-    refused = machine.run(["holdover", "release", "rm", "0.1.0"], check=False)
+    refused = machine.run(["holdover", "release", "rm", "0.2.0"], check=False)
     assert refused.returncode == 5
-    holdover(machine, "release", "rm", "0.1.0+next")
+    holdover(machine, "release", "rm", "0.2.0+next")
 
 
 def test_the_second_of_two_deploys_is_told_who_is_at_it(machine: Machine) -> None:
     hold = (
         "exec 9>>/run/holdover/deploy.lock; flock 9; "
         """echo '{"pid": 77, "generation": 8, "since_at": 0}' >/run/holdover/deploy.lock; """
-        "exec holdover deploy 0.1.0"
+        "exec holdover deploy 0.2.0"
     )
     refused = machine.run(["sh", "-c", hold], check=False)
     assert refused.returncode == 1

@@ -70,8 +70,8 @@ def healthz(machine: Machine) -> dict[str, object]:
 
 
 def test_into_an_image_everything_is_there_and_nothing_runs(image: Machine) -> None:
-    record = json.loads(image.run(["cat", "/opt/holdover/releases/0.1.0/release.json"]).stdout)
-    assert record["name"] == record["version"] == "0.1.0"
+    record = json.loads(image.run(["cat", "/opt/holdover/releases/0.2.0/release.json"]).stdout)
+    assert record["name"] == record["version"] == "0.2.0"
     assert image.run(["readlink", "/var/lib/holdover/current"]).stdout == "1\n"
     enabled = image.run(["systemctl", "is-enabled", "holdover.target", *SOCKETS]).stdout
     assert enabled.split() == ["enabled"] * 4
@@ -86,7 +86,7 @@ def test_again_into_the_image_changes_nothing(image: Machine) -> None:
 
 
 def test_the_release_is_readable_by_all_and_writable_by_root_alone(image: Machine) -> None:
-    release = "/opt/holdover/releases/0.1.0"
+    release = "/opt/holdover/releases/0.2.0"
     find = ["find", "/opt/holdover", "-not", "-type", "l"]
     assert image.run([*find, "-perm", "/022"]).stdout == ""
     assert image.run([*find, "-not", "-user", "root"]).stdout == ""
@@ -128,7 +128,7 @@ def test_an_incomplete_wheelhouse_is_refused_before_anything_is_made(image: Mach
     refused = image.run(command, check=False)
     assert refused.returncode == 1
     assert "packaging/wheelhouse /usr/src/empty" in refused.stderr
-    assert image.run(["ls", "/opt/holdover/releases"]).stdout == "0.1.0\n"
+    assert image.run(["ls", "/opt/holdover/releases"]).stdout == "0.2.0\n"
     assert image.run(["readlink", "/var/lib/holdover/current"]).stdout == "1\n"
 
 
@@ -160,7 +160,7 @@ def test_a_changed_tree_becomes_a_release_and_a_generation_of_its_own(booted: Ma
     booted.put_source(changed)
     booted.run(["sh", "-c", f"echo '# changed' >>{changed}/daemon/holdoverd/errors.py"])
     command = [f"{changed}/packaging/install", "--wheelhouse", WHEELHOUSE_INSIDE]
-    assert "Holdover 0.1.0+1 is installed and runs as generation 2" in booted.run(command).stderr
+    assert "Holdover 0.2.0+1 is installed and runs as generation 2" in booted.run(command).stderr
     assert booted.run(["readlink", "/var/lib/holdover/current"]).stdout == "2\n"
     assert healthz(booted)["generation"] == 2
     # It leaves by itself, now that the deploy is permanent and it owns nothing.
@@ -170,12 +170,12 @@ def test_a_changed_tree_becomes_a_release_and_a_generation_of_its_own(booted: Ma
     assert booted.show("holdoverd@1.service", "Result") == "success"
     # The doors never closed, and the old release stays whole, to go back to.
     assert booted.show(SOCKETS[2], "InvocationID") == agents
-    for generation, release in ((1, "0.1.0"), (2, "0.1.0+1")):
+    for generation, release in ((1, "0.2.0"), (2, "0.2.0+1")):
         unit = booted.read(f"/etc/systemd/system/holdoverd@{generation}.service")
         assert f"ExecStart=/opt/holdover/releases/{release}/bin/python" in unit
-    assert "0.1.0+1" in booted.read("/etc/systemd/system/holdover-agent-holdover-agent@.service")
+    assert "0.2.0+1" in booted.read("/etc/systemd/system/holdover-agent-holdover-agent@.service")
     assert booted.run(["readlink", "/usr/local/bin/holdover"]).stdout == (
-        "/opt/holdover/releases/0.1.0+1/bin/holdover\n"
+        "/opt/holdover/releases/0.2.0+1/bin/holdover\n"
     )
 
 
@@ -202,7 +202,7 @@ def test_a_release_that_cannot_start_leaves_the_old_one_serving_and_booting(
 def test_going_back_to_a_tree_installed_before_builds_nothing(booted: Machine) -> None:
     done = booted.install()
     assert "Building" not in done.stderr
-    assert "Holdover 0.1.0 is installed and runs as generation 5" in done.stderr
+    assert "Holdover 0.2.0 is installed and runs as generation 5" in done.stderr
     assert healthz(booted)["generation"] == 5
 
 

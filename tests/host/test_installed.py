@@ -46,7 +46,7 @@ def test_journal_lines_carry_generation_and_release(host: Machine) -> None:
     own = [entry for line in lines if "GENERATION" in (entry := json.loads(line))]
     assert own
     assert {entry["GENERATION"] for entry in own} == {"1"}
-    assert {entry["RELEASE"] for entry in own} == {"0.1.0"}
+    assert {entry["RELEASE"] for entry in own} == {"0.2.0"}
 
 
 def test_the_admin_door_opens_for_its_group_only(host: Machine) -> None:

@@ -56,8 +56,8 @@ def test_restart_and_kill_of_the_daemon_leave_agents_alone(machine: Machine, tal
 
 def test_stop_with_a_newer_instance_migrates_to_it(machine: Machine, talking: str) -> None:
     old = settled(machine)
-    copy_release(machine, "0.1.0+operator")
-    assert "is permanent" in holdover(machine, "deploy", "0.1.0+operator")
+    copy_release(machine, "0.2.0+operator")
+    assert "is permanent" in holdover(machine, "deploy", "0.2.0+operator")
     assert machine.show(unit(old), "ActiveState") == "active", "it serves its session to the end"
     before = agents(machine)
     machine.systemctl("stop", unit(old))
@@ -116,9 +116,9 @@ def test_stop_of_the_public_socket_alone_leaves_the_instance_serving(
 def test_a_reboot_in_a_trial_boots_the_last_committed_release(machine: Machine) -> None:
     """The trial is in /run, and `current` is what boots: a deploy cut off never was."""
     before = settled(machine)
-    copy_release(machine, "0.1.0+cut-off")
+    copy_release(machine, "0.2.0+cut-off")
     machine.write("/etc/holdover/holdover.d/zz.toml", "[deploy]\nbake_s = 600\n")
-    deploying = machine.popen(["holdover", "deploy", "0.1.0+cut-off"])
+    deploying = machine.popen(["holdover", "deploy", "0.2.0+cut-off"])
     try:
         wait_until(lambda: healthz(machine)["generation"] != before, "the new one serves")
         machine.reboot(force=True)

@@ -65,7 +65,7 @@ def _follow(tools: Any, host: Any, generation: int, progress: Path) -> Any:
     told = 0
     started = time.monotonic()
     while True:
-        outcome = tools.run.Outcome.read(host.outcome_path())
+        outcome = tools.outcome.Outcome.read(host.outcome_path())
         over = outcome is not None and outcome.generation == generation
         over = over and outcome.state != "running"
         lines = progress.read_text().splitlines() if progress.exists() else []

@@ -66,7 +66,7 @@ class SystemdHost:
         return layout.RUNTIME / "deploy.lock"
 
     def outcome_path(self) -> Path:
-        return layout.OPT / "last-deploy.json"
+        return layout.LAST_DEPLOY
 
     def progress_path(self, generation: int) -> Path:
         """What a deploy says as it goes, a sentence a line."""

@@ -28,6 +28,7 @@ STATE = Path("/var/lib/holdover")
 RUNTIME = Path("/run/holdover")
 COMMAND = Path("/usr/local/bin/holdover")
 HISTORY = OPT / "history"
+LAST_DEPLOY = OPT / "last-deploy.json"
 
 
 class InstallError(Exception):

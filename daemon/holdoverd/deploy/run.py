@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from holdoverd.deploy.control import Control
 from holdoverd.deploy.gate import Expected, ProbeError
 from holdoverd.deploy.hosts import Host
 from holdoverd.deploy.layout import InstallError
+from holdoverd.deploy.outcome import Outcome, now_ms
 from holdoverd.deploy.rules import Facts, Step, next_step
 from holdoverd.errors import HandoverError
 
@@ -28,30 +29,6 @@ GRACE_S = 2.0
 
 SPEAKS_S = 2.0
 PREDECESSOR_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How the last deploy ended; kept for `holdover status`. `at` in ms."""
-
-    generation: int
-    release: str
-    state: str  # running, committed, rolled back
-    reason: str
-    at: int
-
-    def write(self, path: Path) -> None:
-        draft = path.with_name(f".{path.name}.new")
-        draft.write_text(json.dumps(asdict(self)) + "\n")
-        draft.chmod(0o644)
-        draft.replace(path)
-
-    @classmethod
-    def read(cls, path: Path) -> "Outcome | None":
-        try:
-            return cls(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError):
-            return None
 
 
 class DeployBusyError(InstallError):
@@ -86,10 +63,6 @@ def describe_holder(path: Path) -> str:
         return f"generation {holder['generation']}, process {holder['pid']}, since {since_s} s"
     except (OSError, ValueError, KeyError, TypeError):
         return "it has only just begun"
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 class Deploy:
@@ -255,7 +228,7 @@ class Deploy:
                     raise ProbeError(f"passing it a connection: {error}") from error
 
         with self._watched():
-            gate.try_candidate(dial, self._expected(), control.pid)
+            gate.try_candidate(dial, self._expected(), control.pid, watch=not self._speechless())
         self._alive()
 
     @contextlib.contextmanager
@@ -278,10 +251,14 @@ class Deploy:
 
     def _stop_speechless(self) -> None:
         """Predecessors of releases without a control socket cannot drain: they let go instead."""
-        for generation in self._host.live_generations():
-            if generation < self._generation and not self._speaks(generation):
-                self._say(f"generation {generation} knows of no handover and is stopped")
-                self._host.stop(generation)
+        for generation in self._speechless():
+            self._say(f"generation {generation} knows of no handover and is stopped")
+            self._host.stop(generation)
+
+    def _speechless(self) -> list[int]:
+        """Live predecessors of a release from before the handover."""
+        older = [g for g in self._host.live_generations() if g < self._generation]
+        return [generation for generation in older if not self._speaks(generation)]
 
     def _speaks(self, generation: int) -> bool:
         """One that has just been started again needs a moment to open its control socket."""
