@@ -53,6 +53,7 @@ class Following:
         self._talk_scope: trio.CancelScope | None = None
         # TERM or KILL for an agent that takes no numbered command any more
         self._signal: str | None = None
+        owner.hub.replaying(launch.replay_from < launch.offset)
 
     async def run(self) -> None:
         """Until the launch is over or the session lost."""
@@ -71,6 +72,9 @@ class Following:
             self._owner.lose()
         finally:
             self._scope = None
+            self._owner.hub.replaying(False)
+            if self.gone.is_set():
+                self._owner.hub.settled()
 
     def cancel(self) -> None:
         """The session is another owner's now."""
@@ -121,6 +125,7 @@ class Following:
             size = reader.spool.size()
             self._owner.model.spool_cut(step, offset=reader.launch.offset, size=size, at=now_ms())
             reader.restart(size)
+            self._owner.hub.replaying(False)
             await self._owner.finish_step(step)
 
     async def _ingest_some(self, reader: SpoolReader) -> bool:
@@ -161,6 +166,8 @@ class Following:
                 step.change.launch = launch
             if step.initialized or any(p.state == "echoed" for p in step.change.prompts):
                 self._owner.starter.fruitful()
+            if reader.line_start >= committed:
+                self._owner.hub.replaying(False)
             behind = launch.offset - reader.committed
             self._owner.model.seal(step, at)
             if step.must_commit or behind > COMMIT_BYTES:

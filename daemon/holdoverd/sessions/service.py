@@ -799,9 +799,14 @@ class Sessions:
             resumed = Cursor.of(cursor)
         except ValueError as error:
             raise Unavailable(f"Nobody can go on from this cursor: {error}.") from error
-        owned = await self._own(caller, session, write=False)
-        viewer = owned.view_from(resumed, owner=None if caller.admin else caller.owner)
-        return self._let_watch(caller, owned, viewer)
+        while True:
+            if (moving := self._moving.get(session)) is not None:
+                await moving.wait()
+            owned = await self._own(caller, session, write=False)
+            if session not in self._moving and not owned.lost.is_set():
+                viewer = owned.view_from(resumed, owner=None if caller.admin else caller.owner)
+                return self._let_watch(caller, owned, viewer)
+            await trio.lowlevel.checkpoint()
 
     def _let_watch(self, caller: Caller, owned: OwnedSession, viewer: Viewer) -> Viewer:
         """Whoever loses the right to watch from here on is found among the hub's viewers."""

@@ -80,6 +80,7 @@ class Hub:
         self.thread_n = thread_n
         self.ahead = False
         """The session's live state is ahead of what was published: no snapshot is true now."""
+        self._replaying = False
         self.ended = False
         """The session has ended, its agent is gone, and every message is published."""
         self._closed: tuple[int, str] | None = None
@@ -104,7 +105,7 @@ class Hub:
         `session_frame`: None where no level changed. A viewer who does not see a thread that has
         grown gets `grown_frame()` then: so it knows how far that thread has come.
         """
-        self.ahead = False
+        self.ahead = self._replaying
         grown: set[str] = set()
         for event in events:
             if isinstance(event, MessageRow):
@@ -128,7 +129,7 @@ class Hub:
                 viewer.push(frames)
             else:
                 viewer.push([frame for frame in frames if frame.kind == "messages"])
-                if not viewer.at_the_door:
+                if self.ahead or not viewer.at_the_door:
                     continue
                 viewer.become_live()
             shown = session_frame
@@ -137,9 +138,18 @@ class Hub:
             if shown is not None:
                 viewer.push([_Framed("session", shown)])
 
+    def replaying(self, replaying: bool) -> None:
+        """What the agent said is read a second time, to find out what it is in the middle of.
+
+        Until that is known no snapshot is true, and nobody becomes live: sentences that were over
+        long ago would be shown once more. It takes effect with what is published next.
+        """
+        self._replaying = replaying
+        self.ahead = self.ahead or replaying
+
     def settled(self) -> None:
         """What was ahead has been taken back, or the session has ended: let everybody look."""
-        self.ahead = False
+        self.ahead = self._replaying
         for viewer in self._viewers:
             viewer.wake()
 
