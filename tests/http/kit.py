@@ -26,20 +26,33 @@ from holdoverd.http.connection import Limits
 from holdoverd.http.context import Context
 from holdoverd.http.server import Server, serve
 from holdoverd.ids import now_ms
-from holdoverd.sessions.viewer import ViewerClosed
+from holdoverd.sessions.viewer import ViewerClosed, ViewerCursor, ViewerDetached
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455's own example
 PROMPT_ID = "0e3c6d3a-2e0f-4a3e-9f10-6a6f3c1d2b4e"
 
 
 class FakeViewer:
-    """Frames that the test pushes; `end` closes after them."""
+    """Frames that the test pushes; `end` closes after them.
 
-    def __init__(self, **opened_with: object) -> None:
+    `number` is its place among the viewers. `before`: the one that was detached, and whose frames
+    that were not given come here.
+    """
+
+    def __init__(
+        self, number: int = 0, before: "FakeViewer | None" = None, **opened_with: object
+    ) -> None:
+        self.number = number
         self.opened_with = opened_with
         self.subscribed: list[tuple[str, int | None]] = []
         self.closed = False
-        self._send, self._receive = trio.open_memory_channel[str | Exception](10_000)
+        self._detached = False
+        self._waiting: trio.CancelScope | None = None
+        self._send, self._receive = (
+            (before._send, before._receive)
+            if before is not None
+            else trio.open_memory_channel[str | Exception](10_000)
+        )
 
     def push(self, frame: str) -> None:
         self._send.send_nowait(frame)
@@ -51,7 +64,10 @@ class FakeViewer:
         self._send.send_nowait(error)
 
     async def next_frame(self) -> str:
-        frame = await self._receive.receive()
+        frame: str | Exception = ViewerDetached("detached")
+        if not self._detached:
+            with trio.CancelScope() as self._waiting:
+                frame = await self._receive.receive()
         if isinstance(frame, Exception):
             raise frame
         return frame
@@ -59,6 +75,12 @@ class FakeViewer:
     def subscribe(self, thread: str, after_n: int | None) -> None:
         self.subscribed.append((thread, after_n))
         self.push(json.dumps({"type": "messages", "messages": [], "of": thread}))
+
+    def detach(self) -> ViewerCursor | None:
+        self._detached = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+        return ViewerCursor("live", self.number, None)
 
     def close(self) -> None:
         self.closed = True
@@ -171,7 +193,14 @@ class FakeSessions:
     ) -> FakeViewer:
         await self._call("open_viewer", caller, session)
         self._find(caller, session)
-        viewer = FakeViewer(after=after, epoch=epoch, threads=threads)
+        viewer = FakeViewer(len(self.viewers), after=after, epoch=epoch, threads=threads)
+        self.viewers.append(viewer)
+        return viewer
+
+    async def attach_viewer(self, caller: Caller, session: str, cursor: ViewerCursor) -> FakeViewer:
+        await self._call("attach_viewer", caller, session)
+        self._find(caller, session)
+        viewer = FakeViewer(len(self.viewers), self.viewers[cursor.seq])
         self.viewers.append(viewer)
         return viewer
 
@@ -369,9 +398,11 @@ async def open_doors(
     *,
     max_connections: int = 10_000,
     limits: Limits | None = None,
+    sessions: FakeSessions | None = None,
     **settings: Any,
 ) -> AsyncIterator[Doors]:
-    sessions = FakeSessions()
+    """`sessions`: those of another instance's doors as well."""
+    sessions = sessions or FakeSessions()
     context = Context(
         catalogue=catalogue,
         sessions=sessions,

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from holdoverd.sessions.following import Following
-from holdoverd.sessions.viewer import Viewer
+from holdoverd.sessions.viewer import Viewer, ViewerCursor
 from tests.sessions.house import ADMIN, House, a_house, a_prompt
 
 pytestmark = pytest.mark.slow
@@ -68,8 +68,8 @@ class Watcher:
 
     async def move(self) -> None:
         """To the next owner, which is the same instance here, but knows nothing of before."""
-        cursor = self.viewer.cursor()
-        self.viewer.close()
+        cursor = self.viewer.detach()
+        assert cursor is not None
         with self.house.sessions.handing_over(self.session) as possible:
             assert possible
             assert await self.house.sessions.let_go_of(self.session) is not None
@@ -145,7 +145,7 @@ async def test_a_viewer_that_comes_while_its_session_is_on_its_way_waits_for_the
     """The others were detached already: in the old owner's hub nobody would feed this one."""
     async with a_house(tmp_path, SPEAKS) as house:
         watcher = Watcher(house, (await house.new())["id"])
-        cursor = {"hello": True, "live": True, "seq": 0, "threads": None}
+        cursor = ViewerCursor("live", 0, None)
         found: list[Viewer] = []
 
         async def attach() -> None:

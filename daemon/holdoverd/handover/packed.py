@@ -1,28 +1,29 @@
-"""A connection as a plain record: what another process needs to go on with its socket.
+"""A detached connection as a record, and the record as bytes (PROTOCOL.md). No I/O.
 
-No I/O. `pack` and `unpack` are the `connection` packet of PROTOCOL.md and its blob.
+Nothing in it refers to the instance it comes from: whoever holds the record and the socket goes on
+with the connection, be it a sibling or the very instance that detached it.
 """
 
 import socket
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from itertools import accumulate, pairwise
+from typing import Any, Literal, cast, get_args
+
+import msgspec
 
 from holdoverd.callers import Caller
 from holdoverd.errors import HandoverError
+from holdoverd.sessions.viewer import ViewerCursor
 
 Door = Literal["public", "admin"]
-
-MAX_MESSAGES = 100_000
-"""Whole messages received and not answered; more do not fit in what is read at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class HttpState:
-    """A connection without a request that is being answered.
+    """Between two requests, or within the head of one.
 
-    `received`: all bytes since the last request's end, so half a head, a whole upgrade that another
-    instance has to answer, or nothing. `hops`: how often that upgrade has been passed on.
+    `received`: the bytes since the last answer, as they came. `hops`: how many instances have
+    passed on the request that they begin with.
     """
 
     door: Door
@@ -32,123 +33,130 @@ class HttpState:
 
 @dataclass(frozen=True, slots=True)
 class StreamState:
-    """A viewer's WebSocket in the middle.
+    """A WebSocket in the middle.
 
-    `key` is its Sec-WebSocket-Key, `cursor` what its viewer has been given (`Viewer.cursor`).
-    `received`: bytes since the last message boundary; `unsent`: bytes that are said and not sent;
-    `messages`: received whole and not yet answered. `hops`: how many instances have had it since
-    the last that could go on with it.
+    `key`: its ``Sec-WebSocket-Key``. `token`: the secret that opened it, None behind the admin
+    door. `received`: bytes since the last whole message; `unsent`: bytes of ours that the peer has
+    yet to get, before all others; `messages`: whole ones that were received and not begun. `hops`:
+    how many instances have had it since the last that could go on with it.
     """
 
     door: Door
     session: str
     key: str
     caller: Caller
-    cursor: Mapping[str, Any]
-    token: str | None = field(default=None, repr=False)
-    received: bytes = b""
-    unsent: bytes = b""
-    messages: Sequence[str | bytes] = ()
+    token: str | None = field(repr=False)
+    cursor: ViewerCursor
+    received: bytes = field(default=b"", repr=False)
+    unsent: bytes = field(default=b"", repr=False)
+    messages: tuple[str | bytes, ...] = field(default=(), repr=False)
     hops: int = 0
 
 
-@dataclass(slots=True)
+@dataclass
 class Detached:
-    """A connection that nobody serves at the moment; whoever holds it attaches or closes it."""
+    """A connection that nobody serves at the moment. The socket is the holder's, to close too."""
 
     state: HttpState | StreamState
     socket: socket.socket
 
     def close(self) -> None:
+        """Close this copy; the connection lives on while there is another. Idempotent."""
         self.socket.close()
 
 
+class _Details(msgspec.Struct):
+    """What a stream's blob begins with: it may be larger than a packet, or secret."""
+
+    key: str
+    token: str | None
+    caller: Caller
+    cursor: ViewerCursor
+    messages: list[tuple[Literal["text", "bytes"], int]]
+
+
 def pack(state: HttpState | StreamState) -> tuple[dict[str, Any], bytes]:
-    """(the packet's fields, the blob)."""
+    """The fields of a ``connection`` packet, and its blob."""
     if isinstance(state, HttpState):
         return {"kind": "http", "door": state.door, "hops": state.hops}, state.received
-    token = (state.token or "").encode()
-    bodies = [m.encode() if isinstance(m, str) else m for m in state.messages]
-    caller = state.caller
+    bodies = [m if isinstance(m, bytes) else m.encode() for m in state.messages]
+    details = _Details(
+        key=state.key,
+        token=state.token,
+        caller=state.caller,
+        cursor=state.cursor,
+        messages=[
+            ("bytes" if isinstance(message, bytes) else "text", len(body))
+            for message, body in zip(state.messages, bodies, strict=True)
+        ],
+    )
+    head = msgspec.json.encode(details)
     fields = {
         "kind": "stream",
         "door": state.door,
         "hops": state.hops,
         "session": state.session,
-        "key": state.key,
-        "cursor": dict(state.cursor),
-        "caller": {
-            "owner": caller.owner,
-            "account": caller.account,
-            "scopes": sorted(caller.scopes),
-            "token_id": caller.token_id,
-            "admin": caller.admin,
-        },
-        "token": None if state.token is None else len(token),
+        "details": len(head),
         "received": len(state.received),
         "unsent": len(state.unsent),
-        "messages": [
-            ["text" if isinstance(m, str) else "bytes", len(body)]
-            for m, body in zip(state.messages, bodies, strict=True)
-        ],
     }
-    return fields, b"".join((token, state.received, state.unsent, *bodies))
+    return fields, b"".join((head, state.received, state.unsent, *bodies))
 
 
-def unpack(fields: Mapping[str, Any], blob: bytes) -> HttpState | StreamState:
-    """Raises HandoverError for what no instance packs."""
+def unpack(fields: dict[str, Any], blob: bytes) -> HttpState | StreamState:
+    """`pack` undone. Raises HandoverError for what `pack` does not make."""
+    door = fields.get("door")
+    if door not in get_args(Door):
+        raise HandoverError(f"A connection came by no door that is known: {door!r}.")
+    match fields.get("kind"):
+        case "http":
+            return HttpState(cast(Door, door), blob, _size(fields, "hops"))
+        case "stream":
+            return _stream(fields, cast(Door, door), blob)
+        case other:
+            raise HandoverError(f"A connection of a kind that is not known came: {other!r}.")
+
+
+def _stream(fields: dict[str, Any], door: Door, blob: bytes) -> StreamState:
+    session = fields.get("session")
+    if not isinstance(session, str):
+        raise HandoverError("A stream came without its session.")
+    head = _size(fields, "details")
     try:
-        door = fields["door"]
-        if door not in ("public", "admin"):
-            raise ValueError(door)
-        if fields["kind"] == "http":
-            return HttpState(door, blob, int(fields["hops"]))
-        if fields["kind"] != "stream":
-            raise ValueError(fields["kind"])
-        who = fields["caller"]
-        cut = _Cutter(blob)
-        token_size = fields["token"]
-        token = None if token_size is None else cut.take(token_size).decode()
-        received, unsent = cut.take(fields["received"]), cut.take(fields["unsent"])
-        messages: list[str | bytes] = []
-        for kind, size in fields["messages"]:
-            body = cut.take(size)
-            messages.append(body.decode() if kind == "text" else body)
-        if cut.left:
-            raise ValueError("bytes left over")
-        return StreamState(
-            door=door,
-            session=str(fields["session"]),
-            key=str(fields["key"]),
-            caller=Caller(
-                str(who["owner"]),
-                str(who["account"]),
-                frozenset(map(str, who["scopes"])),
-                who["token_id"],
-                bool(who["admin"]),
-            ),
-            cursor=dict(fields["cursor"]),
-            token=token,
-            received=received,
-            unsent=unsent,
-            messages=tuple(messages),
-            hops=int(fields["hops"]),
+        details = msgspec.json.decode(blob[:head], type=_Details)
+    except ValueError as error:  # msgspec.DecodeError and UnicodeDecodeError
+        raise HandoverError(f"A stream's details cannot be read: {error}.") from error
+    bodies = [size for _, size in details.messages]
+    sizes = [head, _size(fields, "received"), _size(fields, "unsent"), *bodies]
+    if min(sizes) < 0 or sum(sizes) != len(blob):
+        raise HandoverError(f"A stream came with {len(blob)} bytes; its parts have {sum(sizes)}.")
+    view = memoryview(blob)
+    _, received, unsent, *parts = (
+        bytes(view[start:end]) for start, end in pairwise(accumulate(sizes, initial=0))
+    )
+    try:
+        messages = tuple(
+            body if kind == "bytes" else body.decode()
+            for (kind, _), body in zip(details.messages, parts, strict=True)
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise HandoverError(f"A connection was handed over in no known form: {error!r}.") from error
+    except UnicodeDecodeError as error:
+        raise HandoverError("A stream came with a text that is not UTF-8.") from error
+    return StreamState(
+        door=door,
+        session=session,
+        key=details.key,
+        caller=details.caller,
+        token=details.token,
+        cursor=details.cursor,
+        received=received,
+        unsent=unsent,
+        messages=messages,
+        hops=_size(fields, "hops"),
+    )
 
 
-class _Cutter:
-    def __init__(self, blob: bytes) -> None:
-        self._view = memoryview(blob)
-
-    @property
-    def left(self) -> int:
-        return len(self._view)
-
-    def take(self, size: int) -> bytes:
-        if not 0 <= size <= len(self._view):
-            raise ValueError(f"{size} bytes of {len(self._view)}")
-        data = bytes(self._view[:size])
-        self._view = self._view[size:]
-        return data
+def _size(fields: dict[str, Any], name: str) -> int:
+    value = fields.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise HandoverError(f"A connection came with {name}={value!r}, which is no number.")
+    return value

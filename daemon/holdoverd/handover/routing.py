@@ -28,7 +28,7 @@ from holdoverd.errors import (
 from holdoverd.handover.siblings import Link, Siblings
 from holdoverd.handover.wire import Packet, make_blob
 from holdoverd.sessions.service import Page, Sessions
-from holdoverd.sessions.viewer import Viewer
+from holdoverd.sessions.viewer import Viewer, ViewerCursor
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ class RoutedSessions:
             except SessionMoved as error:
                 await self._patience(deadline, error)
 
-    async def attach_viewer(self, caller: Caller, session: str, cursor: Any) -> Viewer:
+    async def attach_viewer(self, caller: Caller, session: str, cursor: ViewerCursor) -> Viewer:
         """Watch on from a cursor; raises as `open_viewer` does."""
         deadline = trio.current_time() + PATIENCE_S
         while True:

@@ -15,8 +15,9 @@ from holdoverd.errors import HandoverError
 
 VERSION = 1
 MAX_PACKET_BYTES = 64 * 1024
-MAX_BLOB_BYTES = 64 * 1024 * 1024
-"""The largest is a connection with a message of 16 MiB half received and another half sent."""
+MAX_BLOB_BYTES = 192 * 1024 * 1024
+"""The largest is a connection with messages of 16 MiB everywhere: one half received, two unsent,
+three on their way through the WebSocket library, and a queue of two."""
 
 MAX_FDS = 4
 """A packet has two at most; more would be somebody else's."""

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from email.utils import formatdate
 
 import h11
@@ -12,12 +12,12 @@ import trio
 from holdoverd.errors import BadRequest, OwnedElsewhere, RequestError, TooLarge
 from holdoverd.handover.packed import Door, HttpState, StreamState
 from holdoverd.http.app import App
-from holdoverd.http.replay import HalfCloseable, linger
-from holdoverd.http.stream import attach_stream
+from holdoverd.http.stream import Stream
+from holdoverd.http.transport import HalfCloseable, linger
 from holdoverd.http.wire import (
-    DetachableStream,
     Response,
     Upgrade,
+    Upgraded,
     error_response,
     internal_error,
     parse_head,
@@ -94,8 +94,7 @@ class HttpConnection:
         self._peer = peer
         self._limits = limits
         self._closing = closing
-        self._resumes = begun if isinstance(begun, StreamState) else None
-        self._hops = begun.hops if begun is not None else 0
+        self._hops = begun.hops if isinstance(begun, HttpState) else 0
         # What was received and belongs to no answered request; the h11 below has seen all of it.
         self._received = b""
         self._begun = begun.received if isinstance(begun, HttpState) else b""
@@ -105,7 +104,9 @@ class HttpConnection:
         self._idle: trio.CancelScope | None = None
         self._between: trio.CancelScope | None = None  # around what may be left at any moment
         self._settled: trio.Event | None = None  # whether `detach` came in time
-        self._upgraded: DetachableStream | None = None
+        self._upgraded: Upgraded | None = None
+        if isinstance(begun, StreamState):
+            self._upgraded = Stream.resume(app.context, begun)
         self.left: HttpState | StreamState | None = None
         """What it was detached with; None where it came to its end here."""
         self.pass_to: int | None = None
@@ -117,6 +118,11 @@ class HttpConnection:
         """The session that is watched through this connection."""
         stream = self._upgraded
         return stream.session if stream is not None and stream.watches else None
+
+    @property
+    def ending(self) -> bool:
+        """It will be gone in seconds, and cannot be detached any more."""
+        return self.over.is_set() or (self._upgraded is not None and self._upgraded.ending)
 
     @property
     def between_requests(self) -> bool:
@@ -134,10 +140,8 @@ class HttpConnection:
         None: it is in the middle of an answer, or about to end. Ask again later.
         """
         if self._upgraded is not None:
-            state = await self._upgraded.detach()
-            if state is None:
+            if not await self._upgraded.detach():
                 return None
-            self.left = state
         elif self._between is not None:
             self._settled = trio.Event()
             self._between.cancel()
@@ -153,8 +157,8 @@ class HttpConnection:
         """Serve until the end, or until it is detached. Never raises for what the peer does."""
         try:
             with suppress(_PeerGoneError):
-                if self._resumes is not None:
-                    await self._resume(self._resumes)
+                if self._upgraded is not None:
+                    await self._serve_upgraded(self._upgraded, b"")
                     return
                 first = True
                 while await self._serve_one(first):
@@ -164,15 +168,10 @@ class HttpConnection:
         finally:
             self.over.set()
 
-    async def _resume(self, state: StreamState) -> None:
-        """Go on with a WebSocket that was detached."""
-        try:
-            stream = await attach_stream(self._app.context, state)
-        except OwnedElsewhere as elsewhere:
-            self.left = replace(state, hops=state.hops + 1)
-            raise _PassOn(elsewhere.generation) from None
-        self._upgraded = stream
-        await stream.run(self._stream, b"", b"")
+    async def _serve_upgraded(self, upgraded: Upgraded, rest: bytes) -> None:
+        self._upgraded = upgraded
+        await upgraded.run(self._stream, rest)
+        self.left, self.pass_to = upgraded.left, upgraded.passed_to
 
     async def _serve_one(self, first: bool) -> bool:
         """Serve one request; True when another may follow."""
@@ -187,8 +186,7 @@ class HttpConnection:
             answer = error_response(_translated(error))
         if isinstance(answer, Upgrade):
             rest, _ = self._h11.trailing_data
-            self._upgraded = answer.stream
-            await answer.run(self._stream, answer.head, bytes(rest))
+            await self._serve_upgraded(answer.stream, bytes(rest))
             return False
         await self._send(answer)
         if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:

@@ -1,8 +1,8 @@
 """What handlers need: the catalogue, the sessions, and the settings that the doors go by."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from holdoverd.callers import Caller
 from holdoverd.catalogue import tokens
@@ -14,6 +14,7 @@ from holdoverd.http.login import LoginFailures
 from holdoverd.http.shapes import Json
 from holdoverd.http.wire import Names
 from holdoverd.ids import now_ms
+from holdoverd.sessions.viewer import ViewerCursor
 
 DEFAULT_OWNER = "default"
 
@@ -38,8 +39,11 @@ class Viewer(Protocol):
     def subscribe(self, thread: str, after_n: int | None) -> None:
         """Frames of `thread` come from now on. Not async: ``ok`` has to leave before them."""
 
-    def cursor(self) -> Mapping[str, Any]:
-        """What has been given so far, for `SessionService.attach_viewer` to go on from."""
+    def detach(self) -> ViewerCursor | None:
+        """Give no further frame (`ViewerDetached`), and say what was given. Not async.
+
+        None: it is being closed, and so will the connection be.
+        """
 
     def close(self) -> None:
         """The connection is gone; no frame is wanted any more. Idempotent."""
@@ -84,9 +88,8 @@ class SessionService(Protocol):
         epoch: str | None,
         threads: Literal["all", "main"],
     ) -> Viewer: ...
-    async def attach_viewer(
-        self, caller: Caller, session: str, cursor: Mapping[str, Any]
-    ) -> Viewer: ...
+    async def attach_viewer(self, caller: Caller, session: str, cursor: ViewerCursor) -> Viewer:
+        """Go on for a viewer that was detached. Raises as `open_viewer` does."""
 
 
 class Router(Protocol):

@@ -14,7 +14,7 @@ from holdoverd.errors import Capacity
 from holdoverd.handover.packed import Detached, Door, HttpState, StreamState
 from holdoverd.http.app import App
 from holdoverd.http.connection import HttpConnection, Limits
-from holdoverd.http.replay import HalfCloseable, linger
+from holdoverd.http.transport import HalfCloseable, linger
 from holdoverd.http.wire import error_response
 
 log = logging.getLogger(__name__)
@@ -82,17 +82,18 @@ class Server:
     # -- handing over -----------------------------------------------------------------------------
 
     async def detach_session(self, session: str) -> list[Detached] | None:
-        """Detach every WebSocket that watches a session.
+        """Detach every WebSocket that watches a session, within seconds; what is ending stays.
 
-        None: one of them cannot be just now; those that could were attached again.
+        None: one of them is in the middle of something. Those that could be detached go on here,
+        as if nothing had been.
         """
         watching = [c for c in self._connections if c.watching == session]
         detached: list[Detached] = []
         async with trio.open_nursery() as nursery:
             for connection in watching:
                 nursery.start_soon(self._detach, connection, detached)
-        # One that ended by itself meanwhile is nobody's any more.
-        if any(c.watching == session for c in self._connections if not c.over.is_set()):
+        # Whoever is ending needs the session no more: what it still has to say has been read.
+        if any(c.watching == session and not c.ending for c in self._connections):
             for one in detached:
                 self.attach(one)
             return None
@@ -109,8 +110,9 @@ class Server:
     async def _detach(self, connection: HttpConnection, detached: list[Detached]) -> None:
         if not isinstance(self._connections.get(connection), trio.SocketStream):
             return  # a memory stream, in tests
-        if await connection.detach() is not None:
-            detached.append(self._detached.pop(connection))
+        with trio.CancelScope(shield=True):  # else nobody would have it
+            if await connection.detach() is not None:
+                detached.append(self._detached.pop(connection))
 
     def attach(self, detached: Detached) -> None:
         """Serve a connection that was detached, here or in another instance, from now on."""
@@ -199,16 +201,17 @@ class Server:
             self._connections[connection] = stream
             try:
                 await connection.run()
+                if connection.left is not None:
+                    assert isinstance(stream, trio.SocketStream)
+                    left = _taken_from(stream, connection.left)
+                    if connection.pass_to is not None:
+                        # It counts until somebody else has it.
+                        await self._pass_on(left, connection.pass_to)
+                    else:
+                        # Before whoever waits for it in `_detach` runs on.
+                        self._detached[connection] = left
             finally:
                 del self._connections[connection]
-            if connection.left is not None:
-                assert isinstance(stream, trio.SocketStream)
-                left = _taken_from(stream, connection.left)
-                if connection.pass_to is not None:
-                    await self._pass_on(left, connection.pass_to)
-                else:
-                    # Before whoever waits for it in `_detach` runs on.
-                    self._detached[connection] = left
         except Exception:
             # One connection's defect is not the others'.
             log.exception("a connection failed, closing it")
@@ -219,9 +222,14 @@ class Server:
     async def _pass_on(self, detached: Detached, generation: int) -> None:
         """Have another instance answer; where that fails, ask again here who has to."""
         router = self._app.context.router
-        if router is None or not await router.pass_on(detached, generation):
+        try:
+            if router is not None and await router.pass_on(detached, generation):
+                return
             await trio.sleep(_PASS_AGAIN_S)
-            self.attach(detached)
+        except BaseException:
+            detached.close()
+            raise
+        self.attach(detached)
 
     async def _refuse(self, stream: HalfCloseable) -> None:
         """503 without reading the request: it would cost what there is too little of."""

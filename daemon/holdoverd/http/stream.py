@@ -6,26 +6,30 @@ Five tasks, and `ended` that any of them may set; the first reason counts:
     reader    WebSocket -> a bounded queue, so that pings are answered while a prompt is stored
     worker    the queue, one frame after the other -> the session service -> ok, page, error
     pulse     a ping every 20 s; a peer silent for 40 s is dropped; is the token still valid?
+    flush     what another instance had begun to send, where the stream comes from one
     (trio-websocket's own reader of bytes)
 
-A stream can be detached in the middle: its bytes stand still, the tasks end between two frames, and
-`StreamState` says how another instance, or this one, goes on with the socket.
+A stream can be detached: the worker finishes the frame that it is at, then the transport is frozen
+and everything that has been received drains into the queue, everything said into the transport.
+All of that is a matter of a few turns of the loop. What is left is a record (`StreamState`), from
+which another instance, or this one, goes on.
 """
 
 import base64
 import binascii
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, TypeVar, cast
+from typing import Literal, cast
 
 import msgspec
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
+from holdoverd.callers import Caller
 from holdoverd.errors import (
     BadRequest,
     Internal,
@@ -36,7 +40,7 @@ from holdoverd.errors import (
     Unavailable,
     Unprocessable,
 )
-from holdoverd.handover.packed import StreamState
+from holdoverd.handover.packed import Door, StreamState
 from holdoverd.http import shapes
 from holdoverd.http.context import Context, Viewer
 from holdoverd.http.frames import (
@@ -50,25 +54,36 @@ from holdoverd.http.frames import (
     parse_frame,
     reply,
 )
-from holdoverd.http.replay import HalfCloseable, ReplayStream, linger
+from holdoverd.http.transport import HalfCloseable, Transport, linger
 from holdoverd.http.wire import Head, Request, Upgrade, check_scope, internal_error
 from holdoverd.ids import new_id
-from holdoverd.sessions.viewer import ViewerClosed
+from holdoverd.sessions.spool import Wake
+from holdoverd.sessions.viewer import (
+    CLOSE_GOING_AWAY,
+    ViewerClosed,
+    ViewerCursor,
+    ViewerDetached,
+)
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 PING_EVERY_S = 20.0
 SILENT_S = 40.0
 HANDSHAKE_S = 10.0
 CLOSE_S = 5.0
 FINISH_S = 30.0
+DETACH_S = 2.0
+"""How long a stream that is to be detached may take for the frame it is answering."""
+
+DRAIN_S = 5.0
+"""A few turns of the loop; longer is a defect, or a machine that stands still."""
+
+ATTACH_S = 5.0
+"""How long a stream that has come waits for its session, which comes as well."""
+
+ATTACH_AGAIN_S = 0.05
 MAX_HOPS = 20
 """Instances that may come and go while a stream is on its way; then its client reconnects."""
-
-DETACH_S = 2.0
-"""How long a stream may take to come to rest; one that works on a frame for longer stays."""
 
 MAX_QUEUED_FRAMES = 64
 MAX_QUEUED_CHARS = MAX_FRAME_BYTES
@@ -76,7 +91,6 @@ MAX_QUEUED_CHARS = MAX_FRAME_BYTES
 _MAX_PINGS = 8
 _LINGER_BYTES = 64 * 1024 * 1024
 
-GOING_AWAY = (1001, "going away, reconnect now")
 NO_SESSION = (4004, "There is no such session, or it is not shared with you.")
 
 
@@ -97,38 +111,14 @@ async def open_stream(context: Context, request: Request) -> Upgrade:
         )
     stream = Stream(
         context,
-        StreamState(
-            door=head.door,
-            session=request.params["id"],
-            key=key,
-            caller=request.caller,
-            cursor={},
-            token=request.token,
-        ),
-        viewer,
+        door=head.door,
+        session=request.params["id"],
+        key=key,
+        caller=request.caller,
+        token=request.token,
+        viewer=viewer,
     )
-    return Upgrade(_upgrade_head(key), stream.run, stream)
-
-
-async def attach_stream(context: Context, state: StreamState) -> "Stream":
-    """Take up a stream that was detached. Where its session cannot be watched it says so and closes.
-
-    Raises OwnedElsewhere where the connection has to go on to another instance.
-    """
-    viewer: Viewer | None = None
-    refusal = NO_SESSION
-    try:
-        viewer = await context.sessions.attach_viewer(state.caller, state.session, state.cursor)
-    except OwnedElsewhere:
-        if state.hops < MAX_HOPS:
-            raise
-        refusal = GOING_AWAY
-    except NotFound:
-        pass
-    except RequestError as error:
-        log.info("a stream comes to an end: %s", error, extra={"session": state.session})
-        refusal = GOING_AWAY
-    return Stream(context, state, viewer, resumed=True, refusal=refusal)
+    return Upgrade(stream)
 
 
 def _websocket_key(head: Head) -> str:
@@ -170,13 +160,18 @@ def _upgrade_head(key: str) -> bytes:
 
 
 class FrameQueue:
-    """Received and not yet done: 64 frames, and 16 MiB beside a first one. For one putter."""
+    """Received and not yet done: 64 frames, and 16 MiB beside a first one. For one putter.
 
-    def __init__(self, frames: Sequence[str | bytes] = ()) -> None:
+    It may be held: then `get` waits, whatever there is. `frames` are there from the start.
+    """
+
+    def __init__(self, frames: Iterable[str | bytes] = ()) -> None:
         self._frames: deque[str | bytes] = deque(frames)
-        self._chars = sum(map(len, frames))
-        self._bounded = True
+        self._chars = sum(map(len, self._frames))
         self._closed = False
+        self._held = False
+        self._bounded = True
+        self._getting = False
         self._changed = trio.Event()
 
     def _signal(self) -> None:
@@ -188,27 +183,31 @@ class FrameQueue:
         self._closed = True
         self._signal()
 
-    def bound(self, bounded: bool) -> None:
-        """Without the bound for a moment: nothing is read meanwhile, so what was read is all."""
-        self._bounded = bounded
+    def hold(self) -> None:
+        self._held = True
+
+    def release(self) -> None:
+        self._held = False
         self._signal()
 
-    @property
-    def closed(self) -> bool:
-        return self._closed
+    def take_all(self) -> None:
+        """No bound any more: what has been received has to be somewhere."""
+        self._bounded = False
+        self._signal()
 
-    def waiting(self) -> tuple[str | bytes, ...]:
+    async def wait_getting(self) -> None:
+        """Until somebody waits in `get`: what was got before is done."""
+        while not self._getting:
+            await self._changed.wait()
+
+    def frames(self) -> tuple[str | bytes, ...]:
+        """What is there, in order."""
         return tuple(self._frames)
 
     async def put(self, frame: str | bytes) -> None:
         """Waits for room."""
-        while (
-            self._bounded
-            and self._frames
-            and (
-                len(self._frames) >= MAX_QUEUED_FRAMES
-                or self._chars + len(frame) > MAX_QUEUED_CHARS
-            )
+        while (self._frames and self._bounded) and (
+            len(self._frames) >= MAX_QUEUED_FRAMES or self._chars + len(frame) > MAX_QUEUED_CHARS
         ):
             await self._changed.wait()
         self._frames.append(frame)
@@ -216,10 +215,14 @@ class FrameQueue:
         self._signal()
 
     async def get(self) -> str | bytes:
-        while not self._frames:
-            if self._closed:
+        while self._held or not self._frames:
+            if self._closed and not self._held:
                 raise trio.EndOfChannel
+            if not self._getting:
+                self._getting = True
+                self._signal()
             await self._changed.wait()
+        self._getting = False
         frame = self._frames.popleft()
         self._chars -= len(frame)
         self._signal()
@@ -239,178 +242,167 @@ class _Ending:
     reason: str = ""
 
 
-class _Pause:
-    """Lets `tasks` tasks come to rest between two things they wait for, and go on again."""
-
-    def __init__(self, tasks: int) -> None:
-        self._tasks = tasks
-        self._resting = 0
-        self._over: trio.Event | None = None
-        self._waits: set[trio.CancelScope] = set()
-
-    @property
-    def asked(self) -> bool:
-        return self._over is not None
-
-    @property
-    def all_rest(self) -> bool:
-        return self._resting == self._tasks
-
-    def ask(self) -> None:
-        self._over = trio.Event()
-        for scope in self._waits:
-            scope.cancel()
-
-    def over(self) -> None:
-        assert self._over is not None
-        self._over.set()
-        self._over = None
-
-    async def unless_asked(self, get: Callable[[], Awaitable[T]]) -> T:
-        """What `get` gives, which must lose nothing when cancelled; not begun during a pause."""
-        while True:
-            if self._over is not None:
-                self._resting += 1
-                try:
-                    await self._over.wait()
-                finally:
-                    self._resting -= 1
-                continue
-            with trio.CancelScope() as scope:
-                self._waits.add(scope)
-                try:
-                    return await get()
-                finally:
-                    self._waits.discard(scope)
-
-
 class Stream:
-    """A viewer's connection from its upgrade, or from where it was detached, to its end.
+    """A viewer's connection from the upgrade to its end. Without a viewer: 4004 at once.
 
-    Without a viewer it closes at once, with `refusal`.
+    `resumed`: it was upgraded before, and detached; its viewer is asked for when it is run.
     """
 
     def __init__(
         self,
         context: Context,
-        state: StreamState,
-        viewer: Viewer | None,
         *,
-        resumed: bool = False,
-        refusal: tuple[int, str] = NO_SESSION,
+        door: Door,
+        session: str,
+        key: str,
+        caller: Caller,
+        token: str | None,
+        viewer: Viewer | None = None,
+        resumed: StreamState | None = None,
     ) -> None:
         self._context = context
-        self._state = state
-        self._caller = state.caller
-        self.session = state.session
+        self.session = session
+        self.left: StreamState | None = None
+        self.passed_to: int | None = None
+        self._door: Door = door
+        self._key = key
+        self._caller = caller
+        self._token = token
         self._viewer = viewer
         self._resumed = resumed
-        self._refusal = refusal
-        self._queue = FrameQueue(state.messages)
-        self._taken = 0  # whole messages that came through the WebSocket library
-        self._pause = _Pause(2)  # the tasks `_frames` and `_worker`
-        self._serving: ReplayStream | None = None
-        self._detached = False
+        self._queue = FrameQueue(resumed.messages if resumed is not None else ())
         self._ended = trio.Event()
         self._ending = _Ending(None)
         self._dropped = False  # given up: nobody is there to read a farewell
+        # -- for detaching
+        self._transport: Transport | None = None  # once it serves frames
+        self._serving = trio.Event()
+        self._finished = trio.Event()
+        self._detaching = False
+        self._frozen = False
+        self._leaving: tuple[ViewerCursor, tuple[str | bytes, ...]] | None = None
+        self._farewell = False  # the viewer has said its last, and the rest is being sent
+        self._handling = False  # the worker, in the middle of a frame
+        self._gone = False  # nothing more can be received
+        self._taken = 0  # whole messages from the WebSocket
+        self._no_more_frames = False
+        self._moved = Wake()  # whenever one of these has changed
 
-    @property
-    def watches(self) -> bool:
-        """A session is being watched through it, or is about to be."""
-        return self._viewer is not None
+    @classmethod
+    def resume(cls, context: Context, state: StreamState) -> "Stream":
+        """Go on with a stream that was detached, here or elsewhere."""
+        return cls(
+            context,
+            door=state.door,
+            session=state.session,
+            key=state.key,
+            caller=state.caller,
+            token=state.token,
+            resumed=state,
+        )
 
     def end(self, code: int | None, reason: str = "") -> None:
-        """Close with `code`; the first one to say so is heard."""
-        if not self._ended.is_set():
+        """Close with `code`; the first one to say so is heard.
+
+        Not any more once the stream is on its way: whoever gets it looks for reasons himself.
+        """
+        if not self._ended.is_set() and not self._frozen:
             self._ending = _Ending(code, reason)
             self._ended.set()
 
-    async def run(self, stream: HalfCloseable, head: bytes, rest: bytes) -> None:
-        """Serve the connection to its end, or until it is detached. The caller closes `stream`."""
-        state = self._state
-        replay = ReplayStream(
-            stream,
-            head or _upgrade_head(state.key),
-            rest or state.received,
-            unsent=state.unsent,
-            resumed=self._resumed,
-        )
+    async def run(self, stream: HalfCloseable, rest: bytes) -> None:
+        """Serve the connection to its end, or until it is detached. Does not close it.
+
+        `rest` are bytes that were read too early.
+        """
+        resumed = self._resumed
         try:
-            async with trio.open_nursery() as nursery:
-                ws = None
-                with trio.move_on_after(HANDSHAKE_S):
-                    proposal = await wrap_server_stream(
-                        nursery, replay, message_queue_size=1, max_message_size=MAX_FRAME_BYTES
-                    )
-                    ws = await proposal.accept(subprotocol=SUBPROTOCOL)
-                if ws is not None:
-                    await self._serve(ws, replay)
-                # Nobody reads beside `linger` below.
-                nursery.cancel_scope.cancel()
-            if not self._dropped and not self._detached:
-                await linger(replay, CLOSE_S, _LINGER_BYTES)
+            if resumed is not None:
+                await self._attach_viewer(resumed)
+                if self.left is not None:
+                    return
+                rest = resumed.received + rest
+            transport = Transport(
+                stream,
+                _upgrade_head(self._key),
+                rest,
+                unsent=resumed.unsent if resumed is not None else None,
+            )
+            await self._run(transport)
+            if self._leaving is not None:
+                self.left = self._state(transport, *self._leaving)
         except* ConnectionClosed:
             pass  # the peer went in the middle of the handshake or of a close
         finally:
             if self._viewer is not None:
                 self._viewer.close()
+            self._gone = True
+            self._finished.set()
+            self._serving.set()
+            self._moved.ring()
 
-    async def detach(self) -> StreamState | None:
-        """Stop between two frames and two bytes; the state to go on from, and no close.
+    async def _run(self, transport: Transport) -> None:
+        async with trio.open_nursery() as nursery:
+            ws = None
+            with trio.move_on_after(HANDSHAKE_S):
+                proposal = await wrap_server_stream(
+                    nursery, transport, message_queue_size=1, max_message_size=MAX_FRAME_BYTES
+                )
+                ws = await proposal.accept(subprotocol=SUBPROTOCOL)
+            if ws is not None:
+                nursery.start_soon(transport.flush)
+                await self._serve(ws, transport)
+            # Nobody reads beside `linger` below.
+            nursery.cancel_scope.cancel()
+        if not self._dropped and not self._frozen:
+            await linger(transport, CLOSE_S, _LINGER_BYTES)
 
-        None: it goes on here, since it is not at a point to stop at, or is ending by itself.
-        """
-        replay, viewer = self._serving, self._viewer
-        if replay is None or viewer is None or self._ended.is_set() or self._pause.asked:
-            return None
-        if self._queue.closed:
-            return None  # the client has gone; what it sent last is being done
-        replay.freeze()
-        self._pause.ask()
-        self._queue.bound(False)
-        with trio.move_on_after(DETACH_S):
-            while not self._ended.is_set() and not replay.scanner.lost:
-                # What the WebSocket library had received, it has given to us.
-                drained = replay.at_rest.is_set() and replay.scanner.messages == self._taken
-                if drained and self._pause.all_rest:
-                    received, unsent = replay.leave()
-                    self._detached = True
-                    self._ended.set()
-                    return replace(
-                        self._state,
-                        cursor=viewer.cursor(),
-                        received=received,
-                        unsent=unsent,
-                        messages=self._queue.waiting(),
-                        hops=0,
-                    )
-                await trio.sleep(0.001)
-        self._queue.bound(True)
-        self._pause.over()
-        await replay.thaw()
-        return None
+    async def _attach_viewer(self, resumed: StreamState) -> None:
+        """Find the session, which may be on its way here as well, or gone again."""
+        deadline = trio.current_time() + ATTACH_S
+        while True:
+            try:
+                self._viewer = await self._context.sessions.attach_viewer(
+                    self._caller, self.session, resumed.cursor
+                )
+                return
+            except NotFound:
+                return
+            except OwnedElsewhere as elsewhere:
+                if self._context.router is not None and resumed.hops < MAX_HOPS:
+                    self.passed_to = elsewhere.generation
+                    self.left = replace(resumed, hops=resumed.hops + 1)
+                    return
+                error: RequestError = elsewhere
+            except Unavailable as unavailable:
+                error = unavailable
+            except Exception:
+                self.end(1011, self._logged("a stream cannot go on, closing it").message)
+                return
+            if trio.current_time() > deadline:
+                log.warning("closing a stream: %s", error, extra={"session": self.session})
+                self.end(*CLOSE_GOING_AWAY)
+                return
+            await trio.sleep(ATTACH_AGAIN_S)
 
-    async def _serve(self, ws: WebSocketConnection, replay: ReplayStream) -> None:
+    async def _serve(self, ws: WebSocketConnection, transport: Transport) -> None:
         """Run the tasks until one of them ends the stream, then close with its code."""
         viewer = self._viewer
         if viewer is None:
-            await replay.flush()
-            self.end(*self._refusal)
+            self.end(*NO_SESSION)
             await self._close(ws)
             return
+        self._transport = transport
         with self._context.streams.registered(self._caller.token_id, self.end):
             async with trio.open_nursery() as tasks:
-                tasks.start_soon(self._guarded, partial(self._frames, ws, viewer, replay))
+                tasks.start_soon(self._guarded, partial(self._frames, ws, viewer))
                 tasks.start_soon(self._guarded, partial(self._reader, ws))
                 tasks.start_soon(self._guarded, partial(self._worker, ws, viewer))
-                tasks.start_soon(self._guarded, partial(self._pulse, ws, replay, tasks))
-                self._serving = replay
+                tasks.start_soon(self._guarded, partial(self._pulse, ws, transport, tasks))
+                self._serving.set()
                 await self._ended.wait()
-                self._serving = None
                 # Before the others are cancelled: one may be in the middle of sending a frame.
-                if not self._detached:
-                    await self._close(ws)
+                await self._close(ws)
                 tasks.cancel_scope.cancel()
 
     async def _close(self, ws: WebSocketConnection) -> None:
@@ -418,6 +410,100 @@ class Stream:
         if self._ending.code is not None:
             with trio.move_on_after(CLOSE_S):
                 await ws.aclose(self._ending.code, close_reason(self._ending.reason))
+
+    # -- detaching ------------------------------------------------------------------------------
+
+    @property
+    def watches(self) -> bool:
+        """A session is being watched through it, or is about to be."""
+        return self._viewer is not None or self._resumed is not None
+
+    @property
+    def ending(self) -> bool:
+        """It will be over in seconds, and cannot be detached any more."""
+        return (
+            self._ended.is_set()
+            or self._gone
+            or self._farewell
+            or (self._transport is not None and self._transport.scanner.over)
+        )
+
+    async def detach(self) -> bool:
+        """Let go of the connection: see `wire.Upgraded`."""
+        left = False
+        if self._detaching:
+            return False
+        self._detaching = True
+        try:
+            with trio.move_on_after(DETACH_S):
+                await self._serving.wait()
+                # What is being done cannot be undone, nor done twice: it is waited for. Nothing has
+                # been touched until then, so nothing has to be taken back.
+                self._queue.hold()
+                while self._handling and not self._gone:
+                    await self._moved.wait_rung()
+                left = await self._let_go()
+        finally:
+            self._queue.release()
+            self._detaching = False
+        return left
+
+    async def _let_go(self) -> bool:
+        transport, viewer = self._transport, self._viewer
+        if self.ending or transport is None or viewer is None:
+            return False
+        if transport.scanner.too_large:
+            self.end(1009, f"A frame has at most {MAX_FRAME_BYTES} bytes.")
+            return False
+        # No checkpoint from here to the freezing.
+        cursor = viewer.detach()
+        if cursor is None:
+            self._farewell = True
+            return False
+        with trio.CancelScope(shield=True):
+            self._frozen = True
+            transport.freeze(self._moved.ring)
+            self._queue.take_all()
+            with trio.move_on_after(DRAIN_S) as draining:
+                while not self._gone and not (
+                    transport.parked
+                    and self._taken == transport.scanner.messages
+                    and self._no_more_frames
+                ):
+                    await self._moved.wait_rung()
+                if not self._gone:
+                    await self._queue.wait_getting()
+            if self._gone:
+                # The peer went at that very moment, or spoke nonsense: what came before is done,
+                # as ever, and nobody is there to be told.
+                self._frozen = False
+                self._dropped = True
+            else:
+                if draining.cancelled_caught:
+                    log.error(
+                        "cannot detach a stream, dropping it", extra={"session": self.session}
+                    )
+                    self._dropped = True
+                else:
+                    self._leaving = (cursor, self._queue.frames())
+                self._ended.set()
+                await self._finished.wait()
+        return self.left is not None
+
+    def _state(
+        self, transport: Transport, cursor: ViewerCursor, messages: tuple[str | bytes, ...]
+    ) -> StreamState:
+        return StreamState(
+            door=self._door,
+            session=self.session,
+            key=self._key,
+            caller=self._caller,
+            token=self._token,
+            cursor=cursor,
+            received=transport.received,
+            unsent=transport.unsent,
+            messages=messages,
+        )
 
     async def _guarded(self, task: Callable[[], Awaitable[None]]) -> None:
         """A task of one connection ends that connection when it fails, and nothing else."""
@@ -436,14 +522,16 @@ class Stream:
 
     # -- tasks ----------------------------------------------------------------------------------
 
-    async def _frames(self, ws: WebSocketConnection, viewer: Viewer, replay: ReplayStream) -> None:
+    async def _frames(self, ws: WebSocketConnection, viewer: Viewer) -> None:
         send, next_frame = ws.send_message, viewer.next_frame
         try:
-            await replay.flush()  # of a stream that goes on: what was said and not sent
             while True:
-                await send(await self._pause.unless_asked(next_frame))
+                await send(await next_frame())
         except ViewerClosed as closed:
             self.end(closed.code, closed.reason)
+        except ViewerDetached:
+            self._no_more_frames = True
+            self._moved.ring()
         except ConnectionClosed:
             return  # the reader sees it too, and lets what was received be done first
 
@@ -451,13 +539,16 @@ class Stream:
         try:
             while True:
                 message = await ws.get_message()
-                self._taken += 1
                 # trio-websocket's bound counts characters; the wire's counts bytes.
                 if isinstance(message, str) and _is_too_large(message):
                     self.end(1009, f"A frame has at most {MAX_FRAME_BYTES} bytes.")
                     return
                 await self._queue.put(message)
+                self._taken += 1
+                self._moved.ring()
         except ConnectionClosed:
+            self._gone = True
+            self._moved.ring()
             # The worker ends the stream once it has done what came before: a prompt sent in
             # passing counts. A worker that hangs does not keep the connection for ever.
             self._queue.close()
@@ -467,23 +558,29 @@ class Stream:
     async def _worker(self, ws: WebSocketConnection, viewer: Viewer) -> None:
         while True:
             try:
-                message = await self._pause.unless_asked(self._queue.get)
+                message = await self._queue.get()
             except trio.EndOfChannel:
                 self.end(None)
                 return
+            self._handling = True
             answer = await self._handle(message, viewer)
+            self._handling = False
+            self._moved.ring()
             with suppress(ConnectionClosed):
                 await ws.send_message(answer)
 
     async def _pulse(
-        self, ws: WebSocketConnection, replay: ReplayStream, tasks: trio.Nursery
+        self, ws: WebSocketConnection, transport: Transport, tasks: trio.Nursery
     ) -> None:
+        if self._resumed is not None:
+            # Revoked while it was nobody's, the token closed nothing.
+            await self._check_token()
         count = 0
         next_ping = trio.current_time() + PING_EVERY_S
         while True:
-            await trio.sleep_until(min(next_ping, replay.silent_at(SILENT_S)))
+            await trio.sleep_until(min(next_ping, transport.silent_at(SILENT_S)))
             now = trio.current_time()
-            if now >= replay.silent_at(SILENT_S):
+            if now >= transport.silent_at(SILENT_S):
                 self._dropped = True
                 self.end(None)
                 return
@@ -501,7 +598,7 @@ class Stream:
 
     async def _check_token(self) -> None:
         """Another instance may have revoked it, or it has expired."""
-        token = self._state.token
+        token = self._token
         if token is None:
             return
         with suppress(Unavailable):  # a catalogue that hiccups is no reason to throw anyone out

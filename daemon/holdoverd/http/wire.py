@@ -5,7 +5,7 @@ Everything here is a pure function of bytes; contract.md, "Doors", is the source
 
 import ipaddress
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit
@@ -15,7 +15,7 @@ import msgspec
 from holdoverd.callers import Caller
 from holdoverd.errors import BadRequest, Forbidden, Internal, RequestError, Unauthorized
 from holdoverd.handover.packed import Door, StreamState
-from holdoverd.http.replay import HalfCloseable
+from holdoverd.http.transport import HalfCloseable
 
 Headers = Sequence[tuple[bytes, bytes]]  # names in lower case, as h11 gives them
 
@@ -344,28 +344,45 @@ def client_address(peer: str, forwarded_for: Sequence[str], trusted: Sequence[st
 # --- answers ---------------------------------------------------------------------------------
 
 
-class DetachableStream(Protocol):
-    """A WebSocket that can be handed over; see `stream.Stream`."""
+class Upgraded(Protocol):
+    """What serves a connection that has left HTTP; see `stream.Stream`."""
 
     session: str
 
     @property
-    def watches(self) -> bool: ...
-    async def detach(self) -> StreamState | None: ...
+    def watches(self) -> bool:
+        """The session is being watched through it, or is about to be."""
+
+    @property
+    def ending(self) -> bool:
+        """It will be over in seconds, and cannot be detached any more."""
+
+    @property
+    def left(self) -> StreamState | None:
+        """Where it stood when it was detached: the connection is still open. None if it was not."""
+
+    @property
+    def passed_to(self) -> int | None:
+        """The generation that `left` is for, where it could not be served here at all."""
+
+    async def run(self, stream: HalfCloseable, rest: bytes) -> None:
+        """Serve the connection to its end, or until it is detached; does not close it.
+
+        `rest` are bytes that were read too early.
+        """
+
+    async def detach(self) -> bool:
+        """Let go of the connection within seconds: `run` returns, and `left` says where it stood.
+
+        False: it is ending by itself, or in the middle of something that takes longer.
+        """
 
 
 @dataclass(frozen=True)
 class Upgrade:
-    """An answer that leaves HTTP: ``run(connection, head, rest)``.
+    """An answer that leaves HTTP. Not to be offered to a client that did not ask for it."""
 
-    `head` is to be read first, then `rest`, what came behind the request already. `run` need not
-    close the connection. It must not be offered to a client that did not ask for it. `stream`:
-    what can be detached.
-    """
-
-    head: bytes
-    run: Callable[[HalfCloseable, bytes, bytes], Awaitable[None]]
-    stream: "DetachableStream"
+    stream: Upgraded
 
 
 @dataclass(frozen=True)

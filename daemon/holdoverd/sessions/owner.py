@@ -38,11 +38,11 @@ from holdoverd.sessions.starting import Starter
 from holdoverd.sessions.viewer import (
     CLOSE_ENDED,
     CLOSE_GOING_AWAY,
-    Cursor,
     Hub,
     Log,
     Snapshot,
     Viewer,
+    ViewerCursor,
     delta_frame,
     opening,
     status_frame,
@@ -385,11 +385,13 @@ class OwnedSession:
 
         return self._viewer(after=start, main_n=main_n, resync=resync, owner=owner)
 
-    def view_from(self, cursor: Cursor, *, owner: str | None) -> Viewer:
+    def view_from(self, cursor: ViewerCursor, *, owner: str | None) -> Viewer:
         """Go on for a viewer who was given so much elsewhere."""
-        return self._viewer(
-            after=cursor.seq, main_n=None, resync=cursor.resync, owner=owner, resumed=cursor
-        )
+        viewer = self._viewer(after=0, main_n=None, resync=False, owner=owner, cursor=cursor)
+        if cursor.seq > self.hub.committed:
+            # The catalogue is an older one by now; the client finds out by its next hello.
+            viewer.finish(CLOSE_GOING_AWAY)
+        return viewer
 
     def _viewer(
         self,
@@ -398,7 +400,7 @@ class OwnedSession:
         main_n: int | None,
         resync: bool,
         owner: str | None,
-        resumed: Cursor | None = None,
+        cursor: ViewerCursor | None = None,
     ) -> Viewer:
         catalogue, session = self.instance.catalogue, self.id
 
@@ -426,7 +428,7 @@ class OwnedSession:
             main_n=main_n,
             resync=resync,
             owner=owner,
-            resumed=resumed,
+            cursor=cursor,
         )
 
     # -- a launch and its tasks -------------------------------------------------------------------

@@ -7,7 +7,7 @@ session that nobody on this host owns is adopted at the first touch.
 import hashlib
 import logging
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -43,7 +43,7 @@ from holdoverd.sessions import launcher
 from holdoverd.sessions.means import Instance
 from holdoverd.sessions.model import MAX_LINE_BYTES, SessionModel, Step
 from holdoverd.sessions.owner import OwnedSession, purge_rows
-from holdoverd.sessions.viewer import CLOSE_GOING_AWAY, CLOSE_UNSHARED, Cursor, Viewer
+from holdoverd.sessions.viewer import CLOSE_GOING_AWAY, CLOSE_UNSHARED, Viewer, ViewerCursor
 from holdoverd.sessions.wire import dumps, message_json, session_view
 
 log = logging.getLogger(__name__)
@@ -791,22 +791,15 @@ class Sessions:
             await trio.lowlevel.checkpoint()
         return self._let_watch(caller, owned, viewer)
 
-    async def attach_viewer(
-        self, caller: Caller, session: str, cursor: Mapping[str, Any]
-    ) -> Viewer:
-        """Go on watching from what `Viewer.cursor` told; raises as `open_viewer` does."""
-        try:
-            resumed = Cursor.of(cursor)
-        except ValueError as error:
-            raise Unavailable(f"Nobody can go on from this cursor: {error}.") from error
+    async def attach_viewer(self, caller: Caller, session: str, cursor: ViewerCursor) -> Viewer:
+        """Go on watching where another viewer was detached; raises as `open_viewer` does."""
         while True:
-            if (moving := self._moving.get(session)) is not None:
-                await moving.wait()
             owned = await self._own(caller, session, write=False)
-            if session not in self._moving and not owned.lost.is_set():
-                viewer = owned.view_from(resumed, owner=None if caller.admin else caller.owner)
-                return self._let_watch(caller, owned, viewer)
-            await trio.lowlevel.checkpoint()
+            if (moving := self._moving.get(session)) is None:
+                break
+            await moving.wait()  # its viewers were detached already: nobody would feed this one
+        viewer = owned.view_from(cursor, owner=None if caller.admin else caller.owner)
+        return self._let_watch(caller, owned, viewer)
 
     def _let_watch(self, caller: Caller, owned: OwnedSession, viewer: Viewer) -> Viewer:
         """Whoever loses the right to watch from here on is found among the hub's viewers."""

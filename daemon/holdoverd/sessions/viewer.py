@@ -2,7 +2,9 @@
 
 A viewer first catches up from the catalogue, then is live; the turn from one to the other happens
 between two awaits, so no message falls in between. Frames are built once and shared by all who
-get the same. A viewer's queue is bounded: deltas go first, then the viewer (4008).
+get the same. A viewer's queue is bounded: deltas go first, then the viewer (4008). At any moment a
+viewer can be detached: its cursor says what it has been given, and another one, here or in another
+instance, goes on from there.
 contract.md, The stream.
 """
 
@@ -36,7 +38,10 @@ CLOSE_UNSHARED = (4003, "no longer shared")
 CLOSE_BEHIND = (4008, "too far behind, reconnect with your cursor")
 
 
-_AT_ONCE = (CLOSE_UNSHARED, CLOSE_BEHIND)
+_DETACHED = (0, "detached")
+_AT_ONCE = (CLOSE_UNSHARED, CLOSE_BEHIND, _DETACHED)
+
+_LIVE = '{"type":"live"}'
 
 
 class ViewerClosed(HoldoverError):
@@ -46,6 +51,27 @@ class ViewerClosed(HoldoverError):
         super().__init__(reason)
         self.code = code
         self.reason = reason
+
+
+class ViewerDetached(HoldoverError):
+    """No further frame comes from this viewer; whoever gets its cursor goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class ViewerCursor:
+    """What a viewer has been given by `next_frame`.
+
+    `stage` is what has begun: ``live`` once that frame was given. Where all threads are seen,
+    `threads` is None and `seq` the last message's; else ``{thread: n of its last message}``.
+    `resync` is for a ``hello`` still to come. `open`: threads of which a block may be shown that
+    is not over.
+    """
+
+    stage: Literal["hello", "catch_up", "live"]
+    seq: int
+    threads: Mapping[str, int] | None
+    resync: bool = False
+    open: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,14 +194,17 @@ class Hub:
 
 @dataclass(frozen=True, slots=True)
 class _Framed:
-    """A frame, and where a viewer stands who has been given it: (seq, {thread: n}) of its last
-    messages, None for a frame without any.
-    """
+    """A frame. `seq` and `ns` are of the first messages in it: {thread: n}."""
 
-    kind: Literal["messages", "delta", "status", "session", "live"]
+    kind: Literal["messages", "delta", "status", "session", "other"]
     text: str
     thread: str = MAIN
-    mark: "tuple[int, dict[str, int]] | None" = None
+    seq: int = 0
+    ns: Mapping[str, int] | None = None
+
+
+def _messages(texts: Sequence[str], seq: int, ns: Mapping[str, int]) -> _Framed:
+    return _Framed("messages", messages_frame(texts), MAIN, seq, ns)
 
 
 def _frames(events: Sequence[Event], seen: frozenset[str] | None) -> list[_Framed]:
@@ -190,15 +219,16 @@ def _frames(events: Sequence[Event], seen: frozenset[str] | None) -> list[_Frame
                 continue
             text = message_json(event)
             if run and chars + len(text) > FRAME_CHARS:
-                frames.append(_Framed("messages", messages_frame(run), mark=(seq, dict(ns))))
+                frames.append(_messages(run, seq, ns))
                 run, chars = [], 0
+            if not run:
+                seq, ns = event.seq, {}
+            ns.setdefault(event.thread, event.n)
             run.append(text)
             chars += len(text)
-            seq = event.seq
-            ns[event.thread] = event.n
             continue
         if run:
-            frames.append(_Framed("messages", messages_frame(run), mark=(seq, dict(ns))))
+            frames.append(_messages(run, seq, ns))
             run, chars = [], 0
         if isinstance(event, Delta):
             if seen is None or event.thread in seen:
@@ -206,7 +236,7 @@ def _frames(events: Sequence[Event], seen: frozenset[str] | None) -> list[_Frame
         elif isinstance(event, Status):
             frames.append(_Framed("status", status_frame(event.name, event.body)))
     if run:
-        frames.append(_Framed("messages", messages_frame(run), mark=(seq, ns)))
+        frames.append(_messages(run, seq, ns))
     return frames
 
 
@@ -216,35 +246,6 @@ def delta_frame(thread: str, body: str) -> str:
 
 def status_frame(name: str, body: str) -> str:
     return f'{{"type":"status","name":{dumps(name)},"body":{body}}}'
-
-
-@dataclass(slots=True)
-class Cursor:
-    """What a viewer has been given: whether ``hello`` and ``live``, and up to which message.
-
-    `threads`: {thread: n} for one who sees only these, None for one who sees all, to `seq`.
-    """
-
-    hello: bool
-    live: bool
-    seq: int
-    threads: dict[str, int] | None
-    resync: bool = False
-
-    @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> "Cursor":
-        """Raises ValueError for what is none of `Viewer.cursor`'s."""
-        try:
-            threads = fields["threads"]
-            return cls(
-                bool(fields["hello"]),
-                bool(fields["live"]),
-                int(fields["seq"]),
-                None if threads is None else {str(t): int(n) for t, n in threads.items()},
-                bool(fields.get("resync")),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"no cursor of a viewer: {error!r}") from error
 
 
 class Viewer:
@@ -264,9 +265,9 @@ class Viewer:
         main_n: int | None,
         resync: bool,
         owner: str | None = None,
-        resumed: "Cursor | None" = None,
+        cursor: ViewerCursor | None = None,
     ) -> None:
-        """`resumed`: goes on for a viewer who was given so much elsewhere, instead of the cursor."""
+        """`cursor`: go on where another viewer was detached; it says all of the three above."""
         self._hub = hub
         self._log = log
         self._hello = hello
@@ -282,18 +283,8 @@ class Viewer:
         self._catching_up: dict[str, int] = {} if main_n is None else {MAIN: main_n}
         self.live = False
         self._stage: Literal["hello", "catch_up", "live"] = "hello"
-        # What `next_frame` has given.
-        self._given = Cursor(
-            False, False, after, None if main_n is None else {MAIN: main_n}, resync
-        )
-        self._resumed = resumed is not None and resumed.hello
-        if resumed is not None:
-            self._given = resumed
-            self._after = resumed.seq
-            self._all = resumed.threads is None
-            self._catching_up = dict(resumed.threads or {})
-            if resumed.hello:
-                self._stage = "catch_up"
+        # Where another viewer got to before us; then a `hello` or a `live` is not given again.
+        self._resumed: ViewerCursor | None = None
         self._ready: deque[_Framed] = deque()
         self._queue: deque[_Framed] = deque()
         self._chars = 0
@@ -303,7 +294,17 @@ class Viewer:
         self._targets: dict[str, int] = {}
         self._close: tuple[int, str] | None = None
         self._bell = Wake()
+        if cursor is not None:
+            self._resume(cursor)
         hub.add(self)
+
+    def _resume(self, cursor: ViewerCursor) -> None:
+        self._after, self._resync = cursor.seq, cursor.resync
+        self._all = cursor.threads is None
+        self._catching_up = dict(cursor.threads or {})
+        if cursor.stage != "hello":
+            self._stage = "catch_up"
+            self._resumed = cursor
 
     # -- called by the hub ----------------------------------------------------------------------
 
@@ -334,16 +335,26 @@ class Viewer:
         self._ready.extend(self._queue)
         self._queue.clear()
         self._chars = 0
-        if self._resumed:
-            # Levels may have changed while it was on its way.
-            view = self._hello(False)["session"]
-            self._ready.append(_Framed("session", dumps({"type": "session", "session": view})))
         self._ready.extend(_Framed("status", text) for text in snapshot.statuses)
-        self._show_open_blocks(snapshot.deltas, anew=self._resumed)
-        if not self._given.live:
-            self._ready.append(_Framed("live", '{"type":"live"}'))
+        resumed = self._resumed
+        self._show_blocks(snapshot, resumed.open if resumed is not None else None)
+        if resumed is None or resumed.stage != "live":
+            self._ready.append(_Framed("other", _LIVE))
+        if resumed is not None:
+            # The session has another generation now.
+            view = {"type": "session", "session": self._hello(False).get("session")}
+            self._ready.append(_Framed("session", dumps(view)))
         self._stage = "live"
         self.live = self._close is None
+
+    def _show_blocks(self, snapshot: Snapshot, shown: Sequence[str] | None) -> None:
+        """The open blocks as they stand; `shown`: threads of which it may have seen some before."""
+        blocks = [(thread, text) for thread, text in snapshot.deltas if self._sees(thread)]
+        if shown is not None:
+            for thread in dict.fromkeys([*filter(self._sees, shown), *(t for t, _ in blocks)]):
+                reset = f'{{"type":"delta_reset","thread":{dumps(thread)}}}'
+                self._ready.append(_Framed("other", reset))
+        self._ready.extend(_Framed("delta", text, thread) for thread, text in blocks)
 
     def seen_threads(self) -> frozenset[str] | None:
         return None if self._all else frozenset(self._threads)
@@ -389,12 +400,13 @@ class Viewer:
         while True:
             # Who is still catching up goes on elsewhere: it has its cursor.
             if self._close is not None and (self._close in _AT_ONCE or self._stage != "live"):
+                if self._close is _DETACHED:
+                    raise ViewerDetached("the viewer was detached")
                 raise ViewerClosed(*self._close)
             if self._ready:
-                return self._give(self._ready.popleft())
+                return self._ready.popleft().text
             if self._stage == "hello":
                 self._stage = "catch_up"
-                self._given.hello = True
                 return dumps(self._hello(self._resync))
             if self._stage == "catch_up":
                 await self._catch_up()
@@ -402,13 +414,13 @@ class Viewer:
             if self._queue:
                 frame = self._queue.popleft()
                 self._chars -= len(frame.text)
-                return self._give(frame)
+                return frame.text
             if self._lost_deltas:
                 if self._hub.ahead:
                     await self._bell.wait_rung()
                     continue
                 self._lost_deltas = False
-                self._show_open_blocks(self._snapshot().deltas, anew=True)
+                self._show_blocks(self._snapshot(), ())
                 continue
             if self._catching_up:
                 await self._catch_up_threads()
@@ -467,46 +479,18 @@ class Viewer:
         del self._catching_up[thread]
         self._threads.add(thread)
         if self._stage == "live":
-            mine = [one for one in self._snapshot().deltas if one[0] == thread]
-            self._show_open_blocks(mine, anew=False)
+            self._ready.extend(
+                _Framed("delta", text, name)
+                for name, text in self._snapshot().deltas
+                if name == thread
+            )
 
     def _show(self, rows: Sequence[MessageRow]) -> None:
         if rows:
-            frame = messages_frame(message_json(row) for row in rows)
-            ns = {row.thread: row.n for row in rows}
-            self._ready.append(_Framed("messages", frame, mark=(rows[-1].seq, ns)))
-
-    def _show_open_blocks(self, deltas: Sequence[tuple[str, str]], *, anew: bool) -> None:
-        """The sentences under way; `anew`: the viewer has a part of them that is out of date."""
-        for thread, text in deltas:
-            if self._sees(thread):
-                if anew:
-                    reset = f'{{"type":"delta_reset","thread":{dumps(thread)}}}'
-                    self._ready.append(_Framed("delta", reset, thread))
-                self._ready.append(_Framed("delta", text, thread))
-
-    def _give(self, frame: _Framed) -> str:
-        """Note what the viewer has from now on."""
-        given = self._given
-        if frame.mark is not None:
-            seq, ns = frame.mark
-            given.seq = max(given.seq, seq)
-            if given.threads is not None:
-                given.threads.update(ns)
-        elif frame.kind == "live":
-            given.live = True
-        return frame.text
-
-    def cursor(self) -> dict[str, Any]:
-        """What has been given, for a viewer elsewhere to go on from (`Cursor.of`)."""
-        given = self._given
-        return {
-            "hello": given.hello,
-            "live": given.live,
-            "seq": given.seq,
-            "threads": given.threads,
-            "resync": given.resync,
-        }
+            ns: dict[str, int] = {}
+            for row in rows:
+                ns.setdefault(row.thread, row.n)
+            self._ready.append(_messages([message_json(row) for row in rows], rows[0].seq, ns))
 
     async def _read(self, reading: Awaitable[Sequence[MessageRow]]) -> Sequence[MessageRow]:
         try:
@@ -528,9 +512,53 @@ class Viewer:
         now = self._hub.thread_n.get(thread, 0)
         # Even "new ones only" goes by the catching up: before `live` nothing is pushed.
         self._catching_up[thread] = now if after_n is None else min(after_n, now)
-        if self._given.threads is not None:
-            self._given.threads[thread] = self._catching_up[thread]
         self._bell.ring()
+
+    def detach(self) -> ViewerCursor | None:
+        """Give no further frame, and say what has been given. None: it is being closed already.
+
+        Not async: what happens to the session from here on is the next viewer's.
+        """
+        if self._close is not None:
+            return None
+        cursor = self._cursor()
+        self.finish(_DETACHED)
+        return cursor
+
+    def _cursor(self) -> ViewerCursor:
+        stage = self._stage
+        waiting = list(self._ready)
+        shown: set[str] = set()
+        if self._stage == "live":
+            if any(frame.text is _LIVE for frame in waiting):
+                stage = "catch_up"
+            # Before that, what is queued lies behind what is still to be read.
+            waiting.extend(self._queue)
+            shown.update(thread for thread, _ in self._snapshot().deltas)
+            # The end of a block may be among them.
+            shown.update(frame.thread for frame in waiting if frame.kind == "delta")
+        if self._resumed is not None:
+            if self._resumed.stage == "live":
+                stage = "live"
+            if self._ready or self._stage != "live":
+                shown.update(self._resumed.open)
+        threads: dict[str, int] | None = None
+        seq = 0
+        if self._all:
+            reached = self._hub.committed if self._stage == "live" else self._after
+            seq = next((frame.seq - 1 for frame in waiting if frame.seq), reached)
+        else:
+            threads = {thread: self._reached(thread) for thread in self._threads}
+            threads.update(self._catching_up)
+            for frame in reversed(waiting):
+                threads.update((thread, n - 1) for thread, n in (frame.ns or {}).items())
+        return ViewerCursor(stage, seq, threads, self._resync, tuple(sorted(shown)))
+
+    def _reached(self, thread: str) -> int:
+        """How far a thread has been read, or pushed, that does not lag behind."""
+        if self._stage == "live":
+            return self._hub.thread_n.get(thread, 0)
+        return self._targets[thread]
 
     def close(self) -> None:
         """The connection is gone; idempotent."""
