@@ -2,6 +2,7 @@
 
 host         this system's root, booted, Holdover installed; one for the whole run: leave it
              as you found it
+deploy_host  another of that kind, for tests that replace what runs there
 clean_host   a clean Debian 12, booted, nothing installed yet; one per module
 clean_root   a clean Debian 12 without any systemd running, with network, without the tree; one
              per module
@@ -9,6 +10,7 @@ clean_root   a clean Debian 12 without any systemd running, with network, withou
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +27,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
-        if here in item.path.parents and {"host", "clean_host", "clean_root"} & {*fixtures}:
+        if here in item.path.parents and {"host", "deploy_host", "clean_host", "clean_root"} & {
+            *fixtures
+        }:
             item.add_marker(pytest.mark.host)
             item.add_marker(pytest.mark.slow)
 
@@ -52,6 +56,18 @@ def prove_limits(machine: Machine) -> None:
 
 @pytest.fixture(scope="session")
 def host(wheelhouse: Path) -> Iterator[Machine]:
+    with installed() as machine:
+        yield machine
+
+
+@pytest.fixture(scope="session")
+def deploy_host(wheelhouse: Path) -> Iterator[Machine]:
+    with installed() as machine:
+        yield machine
+
+
+@contextlib.contextmanager
+def installed() -> Iterator[Machine]:
     if needs.NO_NSPAWN:
         pytest.skip(needs.NO_NSPAWN)
     with Machine.boot() as machine:

@@ -60,8 +60,9 @@ def settled(machine: Machine) -> int:
 
 
 @pytest.fixture(scope="module")
-def machine(host: Machine) -> Iterator[Machine]:
-    """The shared host, with a short bake; left with one instance of the first release."""
+def machine(deploy_host: Machine) -> Iterator[Machine]:
+    """With a short bake; left with one instance of the first release."""
+    host = deploy_host
     host.write("/etc/holdover/holdover.d/test.toml", f"[deploy]\nbake_s = {BAKE_S}\n")
     yield host
     holdover(host, "deploy", "0.2.0")
@@ -159,10 +160,10 @@ BROKEN = (
         (
             (
                 "http/stream.py",
-                "        state = self._state\n        replay = ReplayStream(\n",
+                "        resumed = self._resumed\n",
                 "        Stream.n = getattr(Stream, 'n', 0) + 1\n"
                 "        if Stream.n % 10 == 0: return\n"
-                "        state = self._state\n        replay = ReplayStream(\n",
+                "        resumed = self._resumed\n",
             ),
         ),
     ),
