@@ -191,6 +191,46 @@ def test_a_broken_release_is_taken_back(machine: Machine, broken: Broken) -> Non
     machine.run(["rm", "-r", f"{RELEASES}/{name}"])
 
 
+def test_sessions_that_had_moved_come_back_from_a_release_that_fails_after_it_accepted(
+    machine: Machine,
+) -> None:
+    name = "0.2.0+fails-later"
+    healthy = '"status": "ok"'
+    copy_release(
+        machine,
+        name,
+        (
+            "http/api/general.py",
+            healthy,
+            '"status": "ok" if context.__dict__.setdefault("n", []).append(1) '
+            'or len(context.n) < 40 else "ill"',
+        ),
+    )
+    before = settled(machine)
+    machine.write(
+        "/etc/holdover/holdover.d/zz.toml",
+        '[deploy]\nbake_s = 30\n[drain]\nmode = "migrate"\n',
+    )
+    # What drains reads its own settings: the one that serves now has to know the mode, too.
+    machine.systemctl("restart", f"holdoverd@{before}.service")
+    session = holdover(machine, "session", "new", "--agent", "demo", "stream 600 rate 5").split()[0]
+    try:
+        said = holdover(machine, "deploy", name, check=False)
+    finally:
+        machine.run(["rm", "/etc/holdover/holdover.d/zz.toml"])
+    assert "was taken back: /healthz answered 200" in said
+    assert "its sessions and connections go back" in said
+    assert settled(machine) == before
+    shown = json.loads(holdover(machine, "session", "show", "--json", session))
+    assert (shown["state"], shown["generation"]) == ("working", before)
+    journal = machine.journal(f"holdoverd@{before}.service")
+    # It went in mid-turn, and came back: from epoch 1 over 2 to 3.
+    assert "adopted the session at epoch 3" in journal
+    holdover(machine, "session", "end", session)
+    machine.systemctl("restart", f"holdoverd@{before}.service")
+    machine.run(["rm", "-r", f"{RELEASES}/{name}"])
+
+
 def test_a_slow_but_healthy_release_is_not_taken_back(machine: Machine) -> None:
     """READY after 8 s, each answer half a second later."""
     copy_release(

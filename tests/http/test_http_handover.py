@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
 from wsproto.connection import Connection, ConnectionType
@@ -347,7 +348,8 @@ async def test_an_upgrade_for_a_session_owned_elsewhere_goes_there_in_one_hop(
         assert [server.connections for server in both.servers] == [0, 1]
 
 
-async def test_a_thousand_handovers_leave_no_descriptor_behind(doors: Doors) -> None:
+@pytest.mark.parametrize("moves", [1000, pytest.param(10_000, marks=pytest.mark.soak)])
+async def test_thousands_of_handovers_leave_no_descriptor_behind(doors: Doors, moves: int) -> None:
     async with pair(doors, upto=10**9) as (both, client):
         reader = await upgraded(client)
 
@@ -359,8 +361,8 @@ async def test_a_thousand_handovers_leave_no_descriptor_behind(doors: Doors) -> 
             nursery.start_soon(read)
             await both.move_stream()
             before = len(os.listdir("/proc/self/fd"))
-            with trio.fail_after(120):
-                while both.moves < 1000:
+            with trio.fail_after(600):
+                while both.moves < moves:
                     await both.move_stream()
             assert len(os.listdir("/proc/self/fd")) <= before + 1
             nursery.cancel_scope.cancel()

@@ -389,10 +389,7 @@ class Siblings:
                 "generation": self._generation,
                 "release": self._release,
                 "pid": os.getpid(),
-                "state": status.state,
-                "since_at": status.since_at,
-                "sessions": status.sessions,
-                "connections": status.connections,
+                **_fields(status),
             }
         )
         hello = await packets.receive()
@@ -433,23 +430,14 @@ class Siblings:
         finally:
             os.close(pidfd)
 
-    async def _beat(self, link: Link) -> None:
-        try:
+    async def _beat(self, peer: "Link | PacketSocket") -> None:
+        """Tell a sibling or an operator what we are, now and again and at each change."""
+        with suppress(HandoverError):  # whoever reads from it sees its end, too
             while True:
                 status = self._means.status()
-                await link.send(
-                    {
-                        "t": "beat",
-                        "state": status.state,
-                        "since_at": status.since_at,
-                        "sessions": status.sessions,
-                        "connections": status.connections,
-                    }
-                )
+                await peer.send({"t": "beat", **_fields(status)})
                 with trio.move_on_after(BEAT_S):
                     await self._told.wait()
-        except HandoverError:
-            return  # the reader sees it too
 
     async def _watch_silence(self) -> None:
         """Kill a sibling that lives and says nothing for `SILENT_S`.
@@ -483,7 +471,7 @@ class Siblings:
         self._operators += 1
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._beat_operator, packets)
+                nursery.start_soon(self._beat, packets)
                 while (packet := await packets.receive()) is not None:
                     try:
                         await self._means.operate(packet)
@@ -499,20 +487,14 @@ class Siblings:
         finally:
             self._operators -= 1
 
-    async def _beat_operator(self, packets: PacketSocket) -> None:
-        while True:
-            status = self._means.status()
-            await packets.send(
-                {
-                    "t": "beat",
-                    "state": status.state,
-                    "since_at": status.since_at,
-                    "sessions": status.sessions,
-                    "connections": status.connections,
-                }
-            )
-            with trio.move_on_after(BEAT_S):
-                await self._told.wait()
+
+def _fields(status: Status) -> dict[str, Any]:
+    return {
+        "state": status.state,
+        "since_at": status.since_at,
+        "sessions": status.sessions,
+        "connections": status.connections,
+    }
 
 
 async def _send_quietly(link: Link, fields: dict[str, Any]) -> None:
