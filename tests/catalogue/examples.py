@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from msgspec import structs
+
 from holdoverd.catalogue.records import (
     Change,
     LaunchRow,
@@ -64,7 +66,7 @@ def message(seq: int, n: int | None = None, **changed: Any) -> MessageRow:
     row = MessageRow(
         seq, seq if n is None else n, "main", 2_000 + seq, "assistant", f"u{seq}", None, None, body
     )
-    return replace(row, **changed)
+    return structs.replace(row, **changed)
 
 
 def messages(first: int, last: int) -> list[MessageRow]:

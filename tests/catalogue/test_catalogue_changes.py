@@ -60,7 +60,7 @@ def test_every_piece_of_a_change_comes_back(cx: Connection) -> None:
 
 def replace_plain(row: message_table.StoredMessage) -> MessageRow:
     """The record a stored message was made from."""
-    return MessageRow(*(getattr(row, name) for name in MessageRow.__slots__))
+    return MessageRow(*(getattr(row, name) for name in MessageRow.__struct_fields__))
 
 
 def test_a_session_may_be_stored_as_it_is_after_its_first_change(cx: Connection) -> None:

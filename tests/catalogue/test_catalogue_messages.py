@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from sqlalchemy import Connection, create_engine, select
 
 from holdoverd.catalogue import messages as table
@@ -20,6 +21,11 @@ def store(cx: Connection, rows: list[MessageRow]) -> None:
     sessions.create_session(cx, a_session(), Change(threads=threads, messages=rows))
 
 
+def as_given(stored: list[table.StoredMessage]) -> list[MessageRow]:
+    """The rows that they were stored from."""
+    return [MessageRow(*(getattr(row, n) for n in MessageRow.__struct_fields__)) for row in stored]
+
+
 def two_threads(main: int, sub: int) -> list[MessageRow]:
     """`main` messages of main with `sub` of a sub-agent after the first of them."""
     rows = [message(1)]
@@ -31,12 +37,30 @@ def two_threads(main: int, sub: int) -> list[MessageRow]:
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 255, 256, 257, 16 * 17 + 256 + 15])
 def test_a_burst_of_any_size_is_stored_whole_and_in_order(cx: Connection, count: int) -> None:
     """Rows go many to a statement, in groups of fixed sizes: on each side of the borders."""
-    rows = [message(n, body=f'{{"number":{n}}}') for n in range(1, count + 1)]
+    rows = [message(n, at=2_000, body=f'{{"number":{n}}}') for n in range(1, count + 1)]
+    store(cx, rows)
+    assert as_given(table.log_after(cx, SESSION, 0, 1000)) == rows
+
+
+def test_what_only_some_rows_of_a_burst_have_stays_with_these(cx: Connection) -> None:
+    """Values that all rows of a statement have are bound once: the rows at each change of one."""
+    odd: dict[int, dict[str, object]] = {
+        1: {"request_id": "p_1", "kind": "permission"},
+        20: {"client_id": "c20", "uuid": "c20", "kind": "user"},
+        21: {"client_id": "c21", "uuid": "c21", "kind": "user"},
+        22: {"at": 1_999},
+        40: {"at": 2_001, "thread": SUB, "n": 1},
+        41: {"uuid": None},
+        60: {"body": f'{{"large":"{"x" * 300_000}"}}'},
+    }
+    rows = [message(n, at=2_000) for n in range(1, 100)]
+    rows = [structs.replace(row, **odd.get(row.seq, {})) for row in rows]
     store(cx, rows)
     stored = table.log_after(cx, SESSION, 0, 1000)
-    assert [(m.seq, m.n, m.uuid, m.body) for m in stored] == [
-        (row.seq, row.n, row.uuid, row.body) for row in rows
-    ]
+    assert [row.seq for row in stored if row.truncated] == [60]
+    for row in stored:
+        row.body = table.body(cx, SESSION, row.seq) or ""
+    assert as_given(stored) == rows
 
 
 # --- pages ---

@@ -6,7 +6,6 @@ past a line. `body` gives it whole.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Select, case, func, select
@@ -26,8 +25,7 @@ _BATCH = 32
 MAIN = "main"
 
 
-@dataclass(slots=True)
-class StoredMessage(MessageRow):
+class StoredMessage(MessageRow, gc=False):
     """A message as read back; `size` is that of its whole body in UTF-8.
 
     `truncated`: `body` is only the beginning, because the whole is over `WHOLE_BODY_BYTES`.
@@ -38,7 +36,12 @@ class StoredMessage(MessageRow):
 
 
 _COLUMNS = ("session", "seq", "n", "thread", "at", "kind", "uuid", "client_id", "request_id")
-_INSERT = Insertion(schema.messages, (*_COLUMNS, "size", "preview", "body"))
+# A read of a spool makes rows that differ in few columns.
+_INSERT = Insertion(
+    schema.messages,
+    ("seq", "n", "thread", "kind", "uuid", "size", "body"),
+    shared=("session", "at", "client_id", "request_id", "preview"),
+)
 
 
 def body_size(body: str) -> int:
@@ -48,25 +51,20 @@ def body_size(body: str) -> int:
 
 def insert_messages(cx: Connection, session: str, rows: Sequence[MessageRow]) -> None:
     """Store messages; for `sessions.apply_change`, which has checked the fence and their order."""
-    _INSERT.change_many(cx, [_row(session, row) for row in rows])
-
-
-def _row(session: str, row: MessageRow) -> tuple[object, ...]:
-    size = body_size(row.body)
-    return (
-        session,
-        row.seq,
-        row.n,
-        row.thread,
-        row.at,
-        row.kind,
-        row.uuid,
-        row.client_id,
-        row.request_id,
-        size,
-        row.body[:PREVIEW_CHARACTERS] if size > WHOLE_BODY_BYTES else None,
-        row.body,
-    )
+    alike: list[tuple[object, ...]] = []
+    shared: tuple[object, ...] = ()
+    for row in rows:
+        size = body_size(row.body)
+        preview = row.body[:PREVIEW_CHARACTERS] if size > WHOLE_BODY_BYTES else None
+        own = (session, row.at, row.client_id, row.request_id, preview)
+        if own != shared:
+            if alike:
+                _INSERT.change_many(cx, alike, shared)
+                alike = []
+            shared = own
+        alike.append((row.seq, row.n, row.thread, row.kind, row.uuid, size, row.body))
+    if alike:
+        _INSERT.change_many(cx, alike, shared)
 
 
 def page(cx: Connection, session: str, thread: str, page: int) -> list[StoredMessage]:

@@ -7,14 +7,19 @@ A session's owner computes a `Change` from the rules, commits it whole or not at
 from dataclasses import dataclass, field
 from typing import Literal
 
+from msgspec import Struct
+
 Kind = Literal[
     "user", "assistant", "result", "system", "permission", "answer", "notice"
 ]  # contract.md, Messages
 
 
-@dataclass(slots=True)
-class MessageRow:
-    """One stored line. `body` is the agent's own line, unchanged, or JSON text of Holdover's."""
+class MessageRow(Struct, gc=False):
+    """One stored line. `body` is the agent's own line, unchanged, or JSON text of Holdover's.
+
+    A Struct, unlike the others: there may be tens of thousands a second of these, and a Struct is
+    made by C and not walked by the garbage collector.
+    """
 
     seq: int
     n: int

@@ -6,6 +6,7 @@ which Text, integers and floats do not have, and its wrapping of the driver's ex
 `Dialect.translate` understands bare as well.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from importlib import import_module
@@ -70,8 +71,22 @@ class Statement:
         found = self._compiled.get(name)
         if found is None:
             compiled: Any = self._build(name).compile(dialect=cx.dialect)
-            found = self._compiled[name] = (compiled.string, self._bind_for(compiled))
+            if compiled.positional and len(compiled.positiontup) > len(self._keys):
+                found = (self._numbered(cx), None)
+            else:
+                found = (compiled.string, self._bind_for(compiled))
+            self._compiled[name] = found
         return found
+
+    def _numbered(self, cx: Connection) -> str:
+        """The text where parameters are places in `keys` (?1, ?2 …): one that occurs often is given
+        once. Core writes such numbers as :1, in an order of its own.
+        """
+        numeric: Any = type(cx.dialect)
+        compiled: Any = self._build(cx.dialect.name).compile(dialect=numeric(paramstyle="numeric"))
+        places = {key: place for place, key in enumerate(self._keys, 1)}
+        keys = compiled.positiontup
+        return re.sub(r":(\d+)", lambda m: f"?{places[keys[int(m[1]) - 1]]}", compiled.string)
 
     def _bind_for(self, compiled: Any) -> _Bind | None:
         keys = self._keys
@@ -98,32 +113,40 @@ class Insertion:
 
     The driver lets go of the interpreter's lock once per statement run, and has to win it back
     each time from an event loop that is busy with the next lines: for `executemany` that is once
-    per row.
+    per row. And it spends longer on binding a small value than the database on storing it, so
+    `shared` columns, which have one value for all rows, are bound once a statement.
     """
 
     # The largest fits every SQLite's 32,766 parameters with twenty columns and to spare; each is
     # compiled when first used.
     SIZES = (256, 16, 1)
 
-    def __init__(self, table: Table, keys: Sequence[str]) -> None:
-        self._statements = [(size, _inserting_rows(table, keys, size)) for size in self.SIZES]
+    def __init__(self, table: Table, keys: Sequence[str], shared: Sequence[str] = ()) -> None:
+        self._statements = [
+            (size, _inserting_rows(table, keys, shared, size)) for size in self.SIZES
+        ]
 
-    def change_many(self, cx: Connection, rows: Sequence[Row]) -> None:
-        """Insert every row, in order."""
+    def change_many(self, cx: Connection, rows: Sequence[Row], shared: Row = ()) -> None:
+        """Insert every row, in order; `shared` are the values of those columns."""
         done = 0
         for size, statement in self._statements:
             while len(rows) - done >= size:
                 chunk = rows[done : done + size]
-                statement.change(cx, list(chain.from_iterable(chunk)))
+                statement.change(cx, list(chain(shared, chain.from_iterable(chunk))))
                 done += size
 
 
-def _inserting_rows(table: Table, keys: Sequence[str], count: int) -> Statement:
+def _inserting_rows(
+    table: Table, keys: Sequence[str], shared: Sequence[str], count: int
+) -> Statement:
     names = [{key: f"{key}_{index}" for key in keys} for index in range(count)]
     return Statement(
-        [name for row in names for name in row.values()],
+        [*shared, *(name for row in names for name in row.values())],
         lambda _dialect: insert(table).values(
-            [{key: bindparam(name) for key, name in row.items()} for row in names]
+            [
+                {**values(shared), **{key: bindparam(name) for key, name in row.items()}}
+                for row in names
+            ]
         ),
     )
 
