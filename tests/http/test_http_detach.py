@@ -302,6 +302,7 @@ class Story:
         assert calls == self.prompts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", range(10))
 async def test_whatever_it_is_in_the_middle_of_every_byte_arrives(
     catalogue: Catalogue, block: int

@@ -201,6 +201,7 @@ def prompt(number: int, filler: int = 0) -> str:
     )
 
 
+@pytest.mark.slow
 async def test_five_hundred_handovers_at_random_bytes_lose_and_repeat_nothing(
     doors: Doors,
 ) -> None:
@@ -250,6 +251,7 @@ async def test_five_hundred_handovers_at_random_bytes_lose_and_repeat_nothing(
         assert reader.closed is None
 
 
+@pytest.mark.slow
 async def test_a_message_of_sixteen_mebibytes_is_cut_in_the_middle(doors: Doors) -> None:
     rng = random.Random(3)
     async with pair(doors, upto=3) as (both, client):
@@ -267,6 +269,7 @@ async def test_a_message_of_sixteen_mebibytes_is_cut_in_the_middle(doors: Doors)
         assert (reader.answers, reader.frames) == (["1"], 3)
 
 
+@pytest.mark.slow
 async def test_a_slow_viewer_gets_the_rest_of_a_half_sent_frame(doors: Doors) -> None:
     async with pair(doors, size=3_000_000, upto=4) as (both, client):
         reader = await upgraded(client)
@@ -348,6 +351,7 @@ async def test_an_upgrade_for_a_session_owned_elsewhere_goes_there_in_one_hop(
         assert [server.connections for server in both.servers] == [0, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moves", [1000, pytest.param(10_000, marks=pytest.mark.soak)])
 async def test_thousands_of_handovers_leave_no_descriptor_behind(doors: Doors, moves: int) -> None:
     async with pair(doors, upto=10**9) as (both, client):
