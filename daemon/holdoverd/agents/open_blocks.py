@@ -109,6 +109,8 @@ class OpenBlocks:
         if frame.kind == "delta":
             if frame.event is not None:
                 self._follow(frame, frame.event, position)
+        elif not self._messages:
+            pass  # nothing is open, so nothing can close
         elif frame.kind == "assistant":
             self._close_block(frame.thread, frame.message_id)
         elif frame.kind == "result":

@@ -14,7 +14,7 @@ import re
 from array import array
 from collections.abc import Callable
 from itertools import accumulate
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import DecodeError, Raw, Struct, ValidationError
@@ -314,7 +314,11 @@ _STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # +1, -1 as signe
 
 def _too_deep(line: bytes) -> bool:
     """Whether a valid JSON text nests deeper than `MAX_DEPTH`; nearly free for usual lines."""
-    lists = line.count(b"[")
+    if len(line) <= 2 * MAX_DEPTH:
+        return False
+    # Finding is several times faster than counting, and most lines hold one list at most.
+    few = line.find(b"[", line.find(b"[") + 1) < 0
+    lists = 1 if few else line.count(b"[")
     # An object in an object takes five bytes at least, as in {"":{}}: a short line needs no look.
     if lists + len(line) // 5 < MAX_DEPTH or lists + line.count(b"{") <= MAX_DEPTH:
         return False
@@ -330,6 +334,8 @@ _LONG_NUMBER: Final = re.compile(rb"[0-9]{%d}" % (MAX_DIGITS + 1))
 
 def _too_long_a_number(line: bytes) -> bool:
     """Whether a number (not: digits in a string) has more than `MAX_DIGITS` digits in a row."""
+    if len(line) <= MAX_DIGITS:
+        return False
     # So many digits in a row cover two neighbours of these samples, which few texts do.
     if not _TWO_DIGITS.search(line[:: MAX_DIGITS // 2]) or not _LONG_NUMBER.search(line):
         return False
@@ -395,7 +401,9 @@ def classify(line: bytes) -> Frame:
                 pass  # read leniently below
             else:
                 if spoken.type in _SPOKEN and not (_too_deep(line) or _too_long_a_number(line)):
-                    parent = _clean(spoken.parent_tool_use_id)
+                    parent = spoken.parent_tool_use_id
+                    if parent is not None:
+                        parent = _clean(parent)
                     return _conversation_frame(spoken, raw, parent, parent or MAIN)
         try:
             found = _decode_envelope(line)
@@ -480,29 +488,33 @@ def _conversation_frame(
 ) -> Frame:
     message = found.message if isinstance(found.message, _Message) else None
     content = message.content if message is not None else None
-    uses: list[ToolUse] = []
-    results: list[str] = []
+    uses: tuple[ToolUse, ...] = ()
+    results: tuple[str, ...] = ()
     if isinstance(content, list):
         for block in content:
             if block.type == "tool_use" and (use_id := _clean(block.id)):
                 name = _clean(block.name) or "?"
-                uses.append(ToolUse(use_id, name, _purpose(name, block.input)))
+                uses += (ToolUse(use_id, name, _purpose(name, block.input)),)
             elif block.type == "tool_result" and (use_id := _clean(block.tool_use_id)):
-                results.append(use_id)
-    replay = found.type == "user" and found.isReplay is True
+                results += (use_id,)
+    kind: Literal["assistant", "user", "replay"] = "assistant"
+    if found.type != "assistant":
+        kind = "replay" if found.isReplay is True else "user"
+    subtype, session_id = found.subtype, found.session_id
+    answers = found.user_message_uuid is not None or found.user_message_uuids is not None
     return Frame(
-        "replay" if replay else "assistant" if found.type == "assistant" else "user",
+        kind,
         raw,
         found.type,
-        _clean(found.subtype),
+        None if subtype is None else _clean(subtype),
         _clean(found.uuid),
-        _clean(found.session_id),
+        None if session_id is None else _clean(session_id),
         parent,
         thread,
-        _clean(message.id) if message is not None else None,
-        tuple(uses),
-        tuple(results),
-        _answered(found),
+        None if message is None else _clean(message.id),
+        uses,
+        results,
+        _answered(found) if answers else (),
     )
 
 

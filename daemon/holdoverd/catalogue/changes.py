@@ -260,10 +260,15 @@ def _fence(cx: Connection, session_id: str, owner_epoch: int, change: Change) ->
     before: tuple[int, ...] = ()
     if change.messages:
         first = change.messages[0].seq
-        for expected, message in enumerate(change.messages, first):
-            if message.seq != expected:
-                raise _gap(session_id, f"{message.seq} stands where {expected} belongs")
         last = first + len(change.messages) - 1
+        found = [message.seq for message in change.messages]
+        if found != list(range(first, last + 1)):
+            seq, expected = next(
+                pair
+                for pair in zip(found, range(first, last + 1), strict=True)
+                if pair[0] != pair[1]
+            )
+            raise _gap(session_id, f"{seq} stands where {expected} belongs")
         if setting.setdefault("last_seq", last) != last:
             raise _gap(session_id, f"they end with {last}, its last_seq with {setting['last_seq']}")
         before = (first - 1,)

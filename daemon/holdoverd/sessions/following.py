@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from holdoverd.agents.stream_json import classify
+from holdoverd.agents.stream_json import Frame, OversizeLine, classify
 from holdoverd.catalogue import messages as messages_table
 from holdoverd.catalogue.records import LaunchRow, OutboxRow
 from holdoverd.errors import CatalogueError, KeeperError, LockHeld, NotOwner, StaleEpoch
@@ -148,14 +148,19 @@ class Following:
             at = now_ms()
             launch = reader.launch
             committed = launch.offset
+            take = self._owner.model.line
+            start = reader.line_start
             for line in lines:
-                size = line.size if not isinstance(line, bytes) else len(line)
-                frame = classify(line) if isinstance(line, bytes) else line
-                start = reader.line_start
-                reader.line_start += size + 1
-                self._owner.model.line(step, frame, start=start, at=at, stored=start < committed)
+                frame: Frame | OversizeLine
+                if isinstance(line, bytes):
+                    size, frame = len(line), classify(line)
+                else:
+                    size, frame = line.size, line
+                take(step, frame, start=start, at=at, stored=start < committed)
+                start += size + 1
                 if step.launch_ended:
                     break
+            reader.line_start = start
             if reader.line_start > committed:
                 launch.offset = reader.line_start
                 opened = self._owner.model.blocks.replay_from()

@@ -41,7 +41,8 @@ MAX_STATUS_CHARS = 64 * 1024
 """A status longer than this is shown live but not kept: it would be rewritten at every commit."""
 
 MAX_RECENT_UUIDS = 4096
-"""Frames are recognised by uuid (stream-json.md §13.2) among this many latest of the session."""
+"""Frames are recognised by uuid (stream-json.md §13.2) among at least this many latest of the
+session, and at most twice as many."""
 
 MAX_NOTICED_FAULTS = 20
 """Unreadable lines of one launch that get a notice of their own; the rest are counted."""
@@ -170,7 +171,9 @@ class SessionModel:
         self.wanted = False
         """The owner is about to start an agent; forgotten with the owner, decided anew by the next."""
         self.blocks = OpenBlocks()
-        self._recent: OrderedDict[str, None] = OrderedDict.fromkeys(recent_uuids)
+        # Latest last. Trimmed by halves: a dict that loses its first key with each new one slows
+        # down, and an OrderedDict costs twice as much a line.
+        self._recent: dict[str, None] = dict.fromkeys(recent_uuids)
         live = _json_object(row.live)
         # {name: line}, oldest heard first
         self.statuses: OrderedDict[str, str] = OrderedDict(live.get("statuses") or {})
@@ -248,16 +251,15 @@ class SessionModel:
             # An agent in the background: its tool use is answered at once, and it goes on.
             row.state = "open"
             step.levels_changed = True
-        self.row.last_seq += 1
-        row.n += 1
-        message = MessageRow(
-            self.row.last_seq, row.n, thread, at, kind, uuid, client_id, request_id, body
-        )
-        step.change.messages.append(message)
+        self.row.last_seq = seq = self.row.last_seq + 1
+        row.n = n = row.n + 1
+        message = MessageRow(seq, n, thread, at, kind, uuid, client_id, request_id, body)
+        change = step.change
+        change.messages.append(message)
         step.events.append(message)
-        if row not in step.change.threads:
-            step.change.threads.append(row)
-        step.change.session["last_seq"] = self.row.last_seq
+        if row not in change.threads:
+            change.threads.append(row)
+        change.session["last_seq"] = seq
         return message
 
     def notice(
@@ -394,8 +396,8 @@ class SessionModel:
         if uuid in self._recent:
             return True
         self._recent[uuid] = None
-        if len(self._recent) > MAX_RECENT_UUIDS:
-            self._recent.popitem(last=False)
+        if len(self._recent) > 2 * MAX_RECENT_UUIDS:
+            self._recent = dict.fromkeys(list(self._recent)[-MAX_RECENT_UUIDS:])
         return False
 
     def _conversation(self, step: Step, frame: Frame, start: int, at: int) -> None:

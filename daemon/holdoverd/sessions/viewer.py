@@ -132,12 +132,10 @@ class Hub:
         grown gets `grown_frame()` then: so it knows how far that thread has come.
         """
         self.ahead = self._replaying
-        grown: set[str] = set()
-        for event in events:
-            if isinstance(event, MessageRow):
-                self.committed = event.seq
-                self.thread_n[event.thread] = event.n
-                grown.add(event.thread)
+        grown = {event.thread: event.n for event in events if isinstance(event, MessageRow)}
+        if grown:
+            self.thread_n.update(grown)
+            self.committed = next(e.seq for e in reversed(events) if isinstance(e, MessageRow))
         lazy: str | None = None
         if not self._viewers:
             return
