@@ -33,23 +33,33 @@ def dumps(value: object) -> str:
 def message_json(row: MessageRow) -> str:
     """One message. `row.body` is valid JSON text; it is embedded unchanged."""
     body = row.body
-    size = 0
+    # A character has at most four bytes: shorter texts need no counting.
+    if len(body) > WHOLE_BODY_BYTES // 4 or type(row) is StoredMessage:
+        body = _shown_body(row)
+    # Once for every line of every agent: what needs no encoder does without.
+    thread = _MAIN if row.thread == MAIN else dumps(row.thread)
+    uuid = "null" if row.uuid is None else dumps(row.uuid)
+    if row.client_id is None and row.request_id is None:
+        ids = '"client_id":null'
+    else:
+        ids = f'"client_id":{dumps(row.client_id)}'
+        if row.request_id is not None:
+            ids += f',"request_id":{dumps(row.request_id)}'
+    return (
+        f'{{"seq":{row.seq},"n":{row.n},"thread":{thread},"at":{row.at},"kind":"{row.kind}",'
+        f'"uuid":{uuid},{ids},"body":{body}}}'
+    )
+
+
+def _shown_body(row: MessageRow) -> str:
+    """The body, or its beginning in the contract's form where it is over `WHOLE_BODY_BYTES`."""
     if isinstance(row, StoredMessage):
         size = row.size if row.truncated else 0
-    # A character has at most four bytes: shorter texts need no counting.
-    elif len(body) > WHOLE_BODY_BYTES // 4 and (whole := body_size(body)) > WHOLE_BODY_BYTES:
-        size = whole
-    if size:
-        body = dumps({"truncated": True, "size": size, "preview": body[:PREVIEW_CHARACTERS]})
-    # Once for every line of every agent: what needs no encoder does without.
-    thread = row.thread
-    client = "null" if row.client_id is None else dumps(row.client_id)
-    request = f'"request_id":{dumps(row.request_id)},' if row.request_id is not None else ""
-    return (
-        f'{{"seq":{row.seq},"n":{row.n},"thread":{_MAIN if thread == MAIN else dumps(thread)},'
-        f'"at":{row.at},"kind":"{row.kind}","uuid":{"null" if row.uuid is None else dumps(row.uuid)},'
-        f'"client_id":{client},{request}"body":{body}}}'
-    )
+    else:
+        size = body_size(row.body)
+    if size <= WHOLE_BODY_BYTES:
+        return row.body
+    return dumps({"truncated": True, "size": size, "preview": row.body[:PREVIEW_CHARACTERS]})
 
 
 def messages_frame(messages: Iterable[str]) -> str:
