@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -229,6 +230,23 @@ def test_sessions_that_had_moved_come_back_from_a_release_that_fails_after_it_ac
     holdover(machine, "session", "end", session)
     machine.systemctl("restart", f"holdoverd@{before}.service")
     machine.run(["rm", "-r", f"{RELEASES}/{name}"])
+
+
+def test_a_deploy_that_is_stopped_takes_itself_back(machine: Machine) -> None:
+    before = settled(machine)
+    machine.write("/etc/holdover/holdover.d/zz.toml", "[deploy]\nbake_s = 60\n")
+    deploying = machine.popen(["holdover", "deploy", "0.2.0"], stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: len(instances(machine)) == 2, "the candidate accepts", 60)
+        machine.systemctl("stop", "holdover-deploy@*.service")
+        _, said = deploying.communicate(timeout=60)
+    finally:
+        machine.run(["rm", "/etc/holdover/holdover.d/zz.toml"])
+        deploying.kill()
+    assert deploying.returncode == 1
+    assert "taken back: the deploy was told to stop" in said
+    assert settled(machine) == before
+    assert "told to stop" in holdover(machine, "status")
 
 
 def test_a_slow_but_healthy_release_is_not_taken_back(machine: Machine) -> None:

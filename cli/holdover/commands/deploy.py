@@ -65,28 +65,30 @@ def _follow(tools: Any, host: Any, generation: int, progress: Path) -> Any:
     told = 0
     started = time.monotonic()
     while True:
+        # In this order: what has come to an end has said before how.
+        runs = time.monotonic() - started < 2 or _runs(generation)
         outcome = tools.outcome.Outcome.read(host.outcome_path())
-        over = outcome is not None and outcome.generation == generation
-        over = over and outcome.state != "running"
         lines = progress.read_text().splitlines() if progress.exists() else []
         for line in lines[told:]:
             click.echo(f"  {line}", err=True)
         told = len(lines)
-        if over:
+        if outcome is not None and outcome.generation == generation and outcome.state != "running":
             return outcome
-        if time.monotonic() - started > 2 and _failed(generation):
+        if not runs:
             raise CommandError(
                 f"The deploy did not come to an end; see `journalctl -u "
-                f"holdover-deploy@{generation}.service`."
+                f"holdover-deploy@{generation}.service`, then deploy again."
             )
         time.sleep(FOLLOW_S)
 
 
-def _failed(generation: int) -> bool:
+def _runs(generation: int) -> bool:
+    """Whether the deploy's unit is at it, or will be again."""
+    unit = f"holdover-deploy@{generation}.service"
     done = subprocess.run(
-        ["systemctl", "is-failed", "--quiet", f"holdover-deploy@{generation}.service"], check=False
+        ["systemctl", "is-active", unit], check=False, capture_output=True, text=True
     )
-    return done.returncode == 0
+    return done.stdout.strip() not in ("inactive", "failed")
 
 
 @click.command(short_help="Have older daemons hand over what they still serve.")

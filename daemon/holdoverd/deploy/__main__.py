@@ -1,11 +1,13 @@
 """`python -m holdoverd.deploy --generation N`: what holdover-deploy@N.service runs.
 
 Exit status: 0 permanent, 3 taken back (the reason is printed and kept), 4 another deploy is under
-way, 1 it could not be done. Killed, it is started again and goes on from what it finds.
+way, 1 it could not be done. Killed, it is started again and goes on from what it finds; stopped by
+SIGTERM, it takes itself back.
 """
 
 import argparse
 import os
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -34,13 +36,15 @@ def main() -> int:
     try:
         settings = load_default(os.environ)
         host = SystemdHost()
-        outcome = Deploy(
+        deploy = Deploy(
             host,
             generation,
             ready_s=settings.deploy.ready_s,
             bake_s=settings.deploy.bake_s,
             say=partial(tell, host.progress_path(generation)),
-        ).run()
+        )
+        signal.signal(signal.SIGTERM, lambda *_: deploy.stop())
+        outcome = deploy.run()
     except DeployBusyError as error:
         print(error, file=sys.stderr)
         return BUSY

@@ -27,6 +27,7 @@ BAKE_EVERY_S = 0.25
 GRACE_S = 2.0
 """After `accept` a predecessor may still take a connection that had come to it."""
 
+TOLD_TO_STOP = "the deploy was told to stop before it was permanent"
 SPEAKS_S = 2.0
 PREDECESSOR_S = 5.0
 
@@ -85,6 +86,7 @@ class Deploy:
         self._say = say
         self._control: Control | None = None
         self._asking = threading.Lock()
+        self._told_to_stop = False
         self._progress = Facts(generation, None, None, running=False, ready=False)
 
     def run(self) -> Outcome:
@@ -92,6 +94,8 @@ class Deploy:
         with deploy_lock(self._host.lock_path(), self._generation):
             self._tell("running")
             while True:
+                if self._told_to_stop and not self._progress.failed:
+                    self._fail(TOLD_TO_STOP)
                 step = next_step(self._look())
                 if step is Step.DONE:
                     self._say(
@@ -105,6 +109,14 @@ class Deploy:
                     self._do(step)
                 except (ProbeError, HandoverError, InstallError, OSError) as error:
                     self._fail(str(error))
+
+    def stop(self) -> None:
+        """Take it back, unless it is permanent already. May be called by a signal's handler."""
+        self._told_to_stop = True
+
+    def _go_on(self) -> None:
+        if self._told_to_stop and not self._progress.failed:
+            raise InstallError(TOLD_TO_STOP)
 
     def _tell(self, state: str, reason: str = "") -> Outcome:
         outcome = Outcome(self._generation, self._release, state, reason, now_ms())
@@ -194,7 +206,8 @@ class Deploy:
         return self._control
 
     def _alive(self) -> None:
-        """Raises when the instance has died or stands still."""
+        """Raises when the instance has died or stands still, or the deploy was told to stop."""
+        self._go_on()
         if (why := self._host.failure(self._generation)) is not None:
             raise InstallError(why)
         control = self._here()
@@ -206,6 +219,7 @@ class Deploy:
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + self._ready_s
         while not self._look().ready:
+            self._go_on()
             if (why := self._host.failure(self._generation)) is not None:
                 raise InstallError(why)
             if time.monotonic() > deadline:
@@ -276,7 +290,6 @@ class Deploy:
         public = gate.dial_tcp(self._host.public_address())
         admin = gate.dial_unix(self._host.admin_path())
         started = time.monotonic()
-        pid, before = self._here().pid, 0
         while True:
             self._alive()
             try:
@@ -285,8 +298,6 @@ class Deploy:
             except ProbeError:
                 if time.monotonic() - started > GRACE_S:
                     raise
-            if not before:
-                before = gate.open_fds(pid)
             if time.monotonic() - started >= self._bake_s:
                 return
             time.sleep(BAKE_EVERY_S)

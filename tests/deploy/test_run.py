@@ -1,0 +1,137 @@
+"""A deploy told to stop takes itself back, wherever it is; a host that does nothing is enough."""
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from holdoverd.deploy.layout import InstallError
+from holdoverd.deploy.outcome import Outcome
+from holdoverd.deploy.run import TOLD_TO_STOP, Deploy
+
+
+class Idle:
+    """Generation 1 serves and is permanent; generation 2 is started and never gets ready."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder = folder
+        self.port = port
+        self.named = 1
+        self.on_trial: int | None = None
+        self.alive = {1}
+
+    def control_path(self, generation: int) -> Path:
+        return self.folder / f"{generation}.sock"
+
+    def public_address(self) -> tuple[str, int]:
+        return "127.0.0.1", self.port
+
+    def admin_path(self) -> Path:
+        return self.folder / "admin.sock"
+
+    def lock_path(self) -> Path:
+        return self.folder / "deploy.lock"
+
+    def outcome_path(self) -> Path:
+        return self.folder / "deploy.json"
+
+    def release_of(self, generation: int) -> str | None:
+        return f"0.{generation}.0"
+
+    def current(self) -> int | None:
+        return self.named
+
+    def trial(self) -> int | None:
+        return self.on_trial
+
+    def begin_trial(self, generation: int) -> None:
+        self.on_trial = generation
+
+    def end_trial(self) -> None:
+        self.on_trial = None
+
+    def commit(self, generation: int) -> None:
+        self.named = generation
+
+    def migrate(self, generation: int) -> None:
+        pass
+
+    def start(self, generation: int) -> None:
+        self.alive.add(generation)
+
+    def running(self, generation: int) -> bool:
+        return generation in self.alive
+
+    def ready(self, generation: int) -> bool:
+        return generation == 1
+
+    def failure(self, generation: int) -> str | None:
+        return None
+
+    def kill(self, generation: int) -> None:
+        self.alive.discard(generation)
+
+    def stop(self, generation: int) -> None:
+        raise InstallError("nothing here has to be stopped")
+
+    def live_generations(self) -> list[int]:
+        return sorted(self.alive)
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """Where ``/healthz`` is answered, by whoever serves."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+
+        def answer() -> None:
+            body = json.dumps({"status": "ok"}).encode()
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(
+                        b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+                    )
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield int(listener.getsockname()[1])
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+@pytest.mark.parametrize("moment", ["before it began", "while it waits for READY"])
+def test_a_deploy_that_is_told_to_stop_takes_itself_back(
+    tmp_path: Path, port: int, moment: str
+) -> None:
+    host = Idle(tmp_path, port)
+    said: list[str] = []
+
+    def say(sentence: str) -> None:
+        said.append(sentence)
+        if sentence.startswith("starting generation 2"):
+            deploy.stop()
+
+    deploy = Deploy(host, 2, ready_s=60, bake_s=60, say=say)
+    if moment == "before it began":
+        deploy.stop()
+    outcome = deploy.run()
+    assert (outcome.state, outcome.reason) == ("rolled back", TOLD_TO_STOP)
+    assert Outcome.read(host.outcome_path()) == outcome
+    assert (host.named, host.on_trial, host.alive) == (1, None, {1})
+    assert f"taking it back: {TOLD_TO_STOP}" in said
+
+
+def test_what_is_permanent_stays_so(tmp_path: Path, port: int) -> None:
+    host = Idle(tmp_path, port)
+    host.named = 2
+    deploy = Deploy(host, 2, ready_s=60, bake_s=60, say=lambda _: None)
+    deploy.stop()
+    assert deploy.run().state == "committed"
