@@ -148,6 +148,7 @@ async def run(
                 generation=generation,
                 release=__version__,
                 default_account=settings.sessions.default_account,
+                host=host_name(),
                 public_url=settings.server.public_url,
                 hosts=settings.server.hosts,
                 trusted_proxies=settings.server.trusted_proxies,

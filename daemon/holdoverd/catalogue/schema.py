@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 
 # The schema this release reads and writes: the revision of its last migration.
-VERSION = 2
+VERSION = 3
 
 # Named constraints, or a later migration could not drop one by the same name on both databases.
 metadata = MetaData(
@@ -211,4 +211,18 @@ instances = Table(
     Column("state", Text, nullable=False),
     Column("since_at", BigInteger, nullable=False),
     Column("pid", Integer, nullable=False),
+)
+
+# Requests with an Idempotency-Key and their answers; see answered.py.
+answered = Table(
+    "answered",
+    metadata,
+    Column("key", Text, primary_key=True),  # sha256 in hex, as `request`
+    Column("request", Text, nullable=False),
+    Column("token", Text, nullable=False, index=True),  # its id; "" at the admin door
+    Column("host", Text, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("started_at", BigInteger, nullable=False, index=True),
+    Column("status", Integer),  # null while the request is being answered
+    Column("body", Text),
 )

@@ -12,6 +12,7 @@ from holdoverd.errors import MethodNotAllowed, NotFound, Unauthorized
 from holdoverd.http import stream
 from holdoverd.http.api import admin, general, sessions, tokens
 from holdoverd.http.context import Context
+from holdoverd.http.once import Once, Renew
 from holdoverd.http.wire import (
     ADMIN,
     ANY,
@@ -33,12 +34,18 @@ Handler = Callable[[Context, Request], Awaitable[Response | Upgrade]]
 
 @dataclass(frozen=True)
 class Route:
-    """One row. `scope`: who may; see `wire`. HEAD is answered wherever GET is."""
+    """One row. `scope`: who may; see `wire`. HEAD is answered wherever GET is.
+
+    `secrets`: the fields of a POST's answer that nothing may keep (tokens, signed URLs), by name,
+    ``"upload.parts"`` for one inside another; `renew` makes fresh ones, see `once`.
+    """
 
     method: str
     pattern: str
     scope: str | None
     handler: Handler
+    secrets: tuple[str, ...] = ()
+    renew: Renew | None = None
 
     @property
     def segments(self) -> tuple[str, ...]:
@@ -51,9 +58,9 @@ ROUTES: tuple[Route, ...] = (
     Route("GET",    "/healthz",                            OPEN,     general.healthz),
     Route("POST",   "/login",                              OPEN,     general.log_in),
     Route("DELETE", "/login",                              ANY,      general.log_out),
-    Route("POST",   "/v1/login-codes",                     ANY,      general.new_login_code),
+    Route("POST",   "/v1/login-codes",                     ANY,      general.new_login_code, ("code", "url")),
     Route("GET",    "/v1/tokens",                          ADMIN,    tokens.list_all),
-    Route("POST",   "/v1/tokens",                          ADMIN,    tokens.create),
+    Route("POST",   "/v1/tokens",                          ADMIN,    tokens.create, ("token",)),
     Route("DELETE", "/v1/tokens/{id}",                     ADMIN,    tokens.revoke),
     Route("GET",    "/v1/admin/instances",                 ADMIN,    admin.instances),
     Route("POST",   "/v1/admin/drain",                     ADMIN,    admin.drain),
@@ -111,6 +118,7 @@ class App:
 
     def __init__(self, context: Context) -> None:
         self.context = context
+        self._once = Once(context)
 
     async def admit(self, head: Head) -> Admitted:
         """Raises the RequestError that a request is refused with, before its body is read."""
@@ -157,4 +165,13 @@ class App:
     async def answer(self, admitted: Admitted, body: bytes) -> Response | Upgrade:
         """Have the handler answer; raises RequestError."""
         request = replace(admitted.request, body=body)
-        return await admitted.route.handler(self.context, request)
+        route = admitted.route
+        # Whoever needs no token (a login, a link) has none to keep an answer for.
+        if request.head.method != "POST" or route.scope is OPEN:
+            return await route.handler(self.context, request)
+        return await self._once.answer(
+            request,
+            lambda: route.handler(self.context, request),
+            secrets=route.secrets,
+            renew=route.renew,
+        )

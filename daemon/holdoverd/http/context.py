@@ -112,7 +112,8 @@ class Router(Protocol):
 class Context:
     """Made once by `main`, passed to every handler.
 
-    `public_url` is without a trailing slash; "" makes links from the Host asked for.
+    `host` and `generation` name this instance. `public_url` is without a trailing slash; "" makes
+    links from the Host asked for.
     `unhealthy`: why this instance cannot serve, for ``/healthz``; None while it can.
     """
 
@@ -121,6 +122,7 @@ class Context:
     generation: int
     release: str
     default_account: str
+    host: str = ""
     public_url: str = ""
     hosts: Sequence[str] = ()
     trusted_proxies: Sequence[str] = ()
