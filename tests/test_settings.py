@@ -96,7 +96,7 @@ def test_unknown_section_names_line_and_the_nearest_known_one(file: Path) -> Non
     "text",
     [
         "max_live = 3\n",
-        "[server]\n[storage]\nendpoint = 'x'\n",
+        "[server]\n[storge]\nendpoint = 'x'\n",
         "[processors.x]\n",
         '["agents.NAME"]\ncommand = ["x"]\n',
         "[agents.claude]\ncomand = ['x']\n",

@@ -15,6 +15,8 @@
     │   ├── Unprocessable        422 unprocessable
     │   ├── RateLimited          429 rate_limited
     │   ├── Internal             500 internal
+    │   ├── StorageUnavailable   502 storage_unavailable: not configured, not there, or it failed
+    │   │   └── StorageRefused   storage answered, and will not do it; `reason` is its own code
     │   ├── Capacity             503 capacity
     │   └── Unavailable          503 unavailable
     │       ├── CatalogueError   the catalogue cannot be read or written just now
@@ -109,6 +111,20 @@ class RateLimited(RequestError):
 
 class Internal(RequestError):
     code, status = "internal", 500
+
+
+class StorageUnavailable(RequestError):
+    """Storage is not configured, cannot be reached, or failed; nothing was changed there for sure."""
+
+    code, status = "storage_unavailable", 502
+
+
+class StorageRefused(StorageUnavailable):
+    """Storage understood and refused. `reason` is its code, such as ``NoSuchUpload``."""
+
+    def __init__(self, message: str, reason: str = "", **details: Any) -> None:
+        super().__init__(message, **details)
+        self.reason = reason
 
 
 class Capacity(RequestError):

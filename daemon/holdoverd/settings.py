@@ -75,6 +75,25 @@ SETTINGS: tuple[Setting, ...] = (
             "How long a keeper may take to open cwd and start the agent.", low=1, high=600),
     Setting("catalogue", "url", "text", "", "",
             "SQLAlchemy URL, sqlite:///PATH or postgresql+psycopg://…. Empty: catalogue.db in the state folder."),
+    Setting("storage", "endpoint", "url", "", "",
+            "The S3 server as the daemon reaches it, scheme and host only. Empty: there is no storage."),
+    Setting("storage", "public_endpoint", "url", "", "",
+            "The same server as clients reach it; URLs are signed for this name. Empty: as endpoint."),
+    Setting("storage", "region", "text", "us-east-1", "",
+            "The region that requests are signed for."),
+    Setting("storage", "bucket", "text", "holdover", "",
+            "The bucket that holds the files, and nothing else; made where it is missing."),
+    Setting("storage", "addressing", "choice", "path", "",
+            "Where the bucket's name stands: in the path, or before the host's name.", choices=("path", "virtual")),
+    Setting("storage", "quota_bytes", "int", 0, "bytes",
+            "What the files of one owner may hold in all, those being uploaded too. 0: no limit.", high=2**60),
+    # A window of URLs is refreshed by clients that are slower; a day would outlive a change of mind.
+    Setting("storage", "url_lifetime_s", "number", 3600, "seconds",
+            "How long a part URL or a download URL is good for.", low=1, high=86_400),
+    Setting("storage", "upload_lifetime_s", "number", 604_800, "seconds",
+            "An upload that nobody has completed by then is given up by the sweeper.", low=60, high=31_536_000),
+    Setting("storage", "sweep_every_s", "number", 3600, "seconds",
+            "How often one instance looks for what no file owns. 0: only when asked.", high=604_800),
     Setting("drain", "mode", "choice", "finish", "",
             "A predecessor lets its sessions finish, or hands all of them over at once.", choices=("finish", "migrate")),
     Setting("drain", "idle_handover_s", "number", 300, "seconds",
@@ -133,6 +152,19 @@ class CatalogueSettings:
 
 
 @dataclass(frozen=True)
+class StorageSettings:
+    endpoint: str
+    public_endpoint: str
+    region: str
+    bucket: str
+    addressing: Literal["path", "virtual"]
+    quota_bytes: int
+    url_lifetime_s: float
+    upload_lifetime_s: float
+    sweep_every_s: float
+
+
+@dataclass(frozen=True)
 class DrainSettings:
     mode: Literal["finish", "migrate"]
     idle_handover_s: float
@@ -176,6 +208,7 @@ class Settings:
     server: ServerSettings
     sessions: SessionSettings
     catalogue: CatalogueSettings
+    storage: StorageSettings
     drain: DrainSettings
     deploy: DeploySettings
     agents: Mapping[str, AgentSettings]
@@ -197,6 +230,10 @@ DEFAULT_AGENTS: Mapping[str, Mapping[str, object]] = {
 
 CONFIG_DIR = Path("/etc/holdover")
 ENV_PREFIX = "HOLDOVER_"
+# Where the storage's keys are, which are no setting: see storage/credentials.py.
+NOT_SETTINGS = frozenset({"HOLDOVER_STORAGE_CREDENTIALS"})
+# The rules of S3's general purpose buckets, without dots: those break certificates.
+BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]\Z")
 AGENT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}\Z")
 
 _TABLE = {(row.section, row.key): row for row in SETTINGS}
@@ -205,6 +242,7 @@ _TYPES: Mapping[str, type] = {
     "server": ServerSettings,
     "sessions": SessionSettings,
     "catalogue": CatalogueSettings,
+    "storage": StorageSettings,
     "drain": DrainSettings,
     "deploy": DeploySettings,
 }
@@ -391,7 +429,7 @@ def _variables(env: Mapping[str, str]) -> list[tuple[str, Place]]:
     found: list[tuple[str, Place]] = []
     for variable in sorted(env):
         section, _, key = variable.removeprefix(ENV_PREFIX).lower().partition("_")
-        if not variable.startswith(ENV_PREFIX) or not key:
+        if not variable.startswith(ENV_PREFIX) or not key or variable in NOT_SETTINGS:
             continue
         if section == "agents":
             found.append((variable, _agent_variable(variable, key)))
@@ -447,6 +485,7 @@ def _build(values: Mapping[Place, object], sources: Mapping[Place, str]) -> Sett
         server=section("server"),
         sessions=section("sessions"),
         catalogue=section("catalogue"),
+        storage=section("storage"),
         drain=section("drain"),
         deploy=section("deploy"),
         agents=MappingProxyType(agents),
@@ -496,6 +535,11 @@ def _check_whole(settings: Settings) -> None:
             raise SettingsError(
                 f"{settings.sources['sessions.roots']}: roots must be absolute paths, not {root!r}."
             )
+    if not BUCKET_NAME.match(settings.storage.bucket):
+        raise SettingsError(
+            f"{settings.sources['storage.bucket']}: bucket must be 3 to 63 of a-z, 0-9 and '-', "
+            f"beginning and ending with a letter or digit, not {settings.storage.bucket!r}."
+        )
     host, _, port = settings.server.listen.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
         raise SettingsError(

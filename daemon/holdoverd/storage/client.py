@@ -1,0 +1,522 @@
+"""The calls that the daemon and the workers make to storage: boto3 in threads, bounded.
+
+Signing needs no call and is not async. Everything else runs in one of `THREADS` threads with
+timeouts, and raises StorageUnavailable where storage cannot be reached or fails, StorageRefused
+where it answers that it will not. What is expected to be missing at times (an upload that has been
+completed, a key that has been deleted) is a result, not an error.
+
+boto3 is imported by the first call: it takes a third of a second and 25 MiB, which a daemon without
+storage should not pay, and a start not wait for.
+"""
+
+import base64
+import email.utils
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+
+import trio
+
+from holdoverd.errors import StorageRefused, StorageUnavailable
+from holdoverd.settings import StorageSettings
+from holdoverd.storage.credentials import Credentials
+from holdoverd.storage.signing import Signer
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+# Calls at a time. They are short, except completing a large upload.
+THREADS = 16
+CONNECT_TIMEOUT_S = 3
+# A store that assembles ten thousand parts may take half a minute.
+READ_TIMEOUT_S = 60
+MAX_WAITING = 1_000
+
+CHUNK_BYTES = 1024 * 1024
+
+# A URL signed by a clock that is further off may not be valid yet, or not any more. S3 itself lets
+# 15 minutes pass for its own calls, and so would not say it.
+MAX_SKEW_S = 30.0
+# How long a look at storage's clock is believed.
+CLOCK_LOOK_S = 60.0
+
+# Objects are stored inert, for stores that heed no `response-…` in a URL.
+INERT_TYPE = "application/octet-stream"
+
+_MISSING = frozenset({"NoSuchKey", "NoSuchUpload", "NoSuchBucket", "NotFound", "404"})
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPart:
+    """A part that storage holds. `etag` without quotes; `sha256` in hex, None where not kept."""
+
+    number: int
+    size: int
+    etag: str
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object that storage holds. `checksum` is its SHA-256 as storage gives it.
+
+    Base64 of the digest, or ``…-N``, the digest of N parts' digests; None where it keeps none.
+    """
+
+    size: int
+    etag: str
+    checksum: str | None
+    modified_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    key: str
+    size: int
+    modified_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenUpload:
+    """A multipart upload that is neither completed nor aborted."""
+
+    key: str
+    upload_id: str
+    initiated_at: int
+
+
+class Store:
+    """One bucket. Safe from any trio task; needs no closing.
+
+    `clock` gives seconds since the epoch, as `time.time`.
+    """
+
+    def __init__(
+        self,
+        settings: StorageSettings,
+        credentials: Credentials,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.endpoint = settings.endpoint
+        self.public_endpoint = settings.public_endpoint or settings.endpoint
+        self.bucket = settings.bucket
+        self._settings = settings
+        self._credentials = credentials
+        self._clock = clock
+        self._limiter = trio.CapacityLimiter(THREADS)
+        self._making = threading.Lock()
+        self._made: Any = None
+        self._skew_s = 0.0  # storage's clock minus ours, when last seen
+        self._clock_seen_s = float("-inf")  # on the monotonic clock
+        self._signer = Signer(
+            self.public_endpoint, settings.region, settings.bucket, settings.addressing, credentials
+        )
+
+    @classmethod
+    def open(cls, settings: StorageSettings, credentials: Credentials | None) -> "Store | None":
+        """The configured store; None where there is none."""
+        return cls(settings, credentials) if settings.endpoint and credentials else None
+
+    # -- signing --------------------------------------------------------------------------------
+
+    def sign(
+        self,
+        method: str,
+        key: str,
+        expires_s: int,
+        *,
+        query: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> str:
+        """A URL for clients, for any operation on `key` ("": on the bucket)."""
+        return self._signer.url(
+            method, key, now_s=self._clock(), expires_s=expires_s, query=query, headers=headers
+        )
+
+    def sign_part(
+        self,
+        key: str,
+        upload_id: str,
+        number: int,
+        size: int,
+        sha256: str | None,
+        expires_s: int,
+    ) -> tuple[str, dict[str, str]]:
+        """(URL, headers to send with it) for a PUT of exactly `size` bytes as part `number`.
+
+        With `sha256` (hex) also of exactly those bytes. The length is signed, and is sent by every
+        HTTP client by itself; it is among the headers for those that have to be told.
+        """
+        headers = {"content-length": str(size)}
+        if sha256 is not None:
+            headers["x-amz-checksum-sha256"] = base64.b64encode(bytes.fromhex(sha256)).decode()
+        query = {"partNumber": str(number), "uploadId": upload_id}
+        return self.sign("PUT", key, expires_s, query=query, headers=headers), headers
+
+    def sign_get(self, key: str, disposition: str, content_type: str, expires_s: int) -> str:
+        """A URL to read `key`, answered with this Content-Disposition and Content-Type."""
+        query = {
+            "response-content-disposition": disposition,
+            "response-content-type": content_type,
+        }
+        return self.sign("GET", key, expires_s, query=query)
+
+    async def check_clock(self) -> None:
+        """StorageUnavailable when the clocks are too far apart for URLs to be any good.
+
+        Asks storage where it has not answered anything for a minute; else costs nothing.
+        """
+        if time.monotonic() - self._clock_seen_s > CLOCK_LOOK_S:
+            await self.is_there()
+        if abs(self._skew_s) > MAX_SKEW_S:
+            raise StorageUnavailable(
+                f"The clock of this host is {abs(self._skew_s):.0f} s"
+                f" {'behind' if self._skew_s > 0 else 'ahead of'} that of storage"
+                f" ({self.endpoint}), so URLs signed here would not be valid there. Set the clock"
+                " (`timedatectl` shows whether it is kept in step), then try again."
+            )
+
+    # -- the bucket -----------------------------------------------------------------------------
+
+    async def is_there(self) -> bool:
+        """Whether the bucket exists; raises StorageUnavailable when nobody can say."""
+        found = await self._call(
+            "look for its bucket", lambda s3: s3.head_bucket(Bucket=self.bucket), missing=True
+        )
+        return found is not None
+
+    async def ensure_bucket(self) -> None:
+        """Make the bucket where it is missing."""
+        if await self.is_there():
+            return
+
+        def make(s3: Any) -> None:
+            region = self._settings.region
+            place = {} if region == "us-east-1" else {"LocationConstraint": region}
+            options = {"CreateBucketConfiguration": place} if place else {}
+            s3.create_bucket(Bucket=self.bucket, **options)
+
+        try:
+            await self._call("make its bucket", make)
+        except StorageRefused as refused:
+            # Another instance was faster.
+            if refused.reason not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+                raise
+        log.info("made the bucket %s", self.bucket)
+
+    async def set_cors(self, origins: Sequence[str]) -> None:
+        """Let pages of these origins put parts and read their ETags."""
+        rule = {
+            "AllowedOrigins": list(origins),
+            "AllowedMethods": ["GET", "PUT", "HEAD"],
+            "AllowedHeaders": ["*"],
+            "ExposeHeaders": ["ETag"],
+            "MaxAgeSeconds": 3600,
+        }
+        await self._call(
+            "set which pages may write",
+            lambda s3: s3.put_bucket_cors(
+                Bucket=self.bucket, CORSConfiguration={"CORSRules": [rule]}
+            ),
+        )
+
+    # -- uploads --------------------------------------------------------------------------------
+
+    async def create_multipart(self, key: str, *, digests: bool = False) -> str:
+        """Open an upload; its id. With `digests` every part has to come with its SHA-256."""
+        checksum = {"ChecksumAlgorithm": "SHA256"} if digests else {}
+
+        def create(s3: Any) -> str:
+            answer = s3.create_multipart_upload(
+                Bucket=self.bucket,
+                Key=key,
+                ContentType=INERT_TYPE,
+                ContentDisposition="attachment",
+                **checksum,
+            )
+            return str(answer["UploadId"])
+
+        return await self._call("open an upload", create)
+
+    async def upload_part(self, key: str, upload_id: str, number: int, data: bytes) -> StoredPart:
+        """Put bytes that are here anyway, as a worker's are. The daemon has none."""
+
+        def put(s3: Any) -> StoredPart:
+            answer = s3.upload_part(
+                Bucket=self.bucket, Key=key, UploadId=upload_id, PartNumber=number, Body=data
+            )
+            return StoredPart(number, len(data), answer["ETag"].strip('"'), None)
+
+        return await self._call("take a part", put)
+
+    async def list_parts(self, key: str, upload_id: str) -> list[StoredPart] | None:
+        """The parts stored so far, in order; None when there is no such upload (any more)."""
+
+        def read(s3: Any) -> list[StoredPart]:
+            parts: list[StoredPart] = []
+            for page in s3.get_paginator("list_parts").paginate(
+                Bucket=self.bucket, Key=key, UploadId=upload_id
+            ):
+                parts += [_part(item) for item in page.get("Parts", ())]
+            return parts
+
+        return await self._call("list the parts of an upload", read, missing=True)
+
+    async def complete(self, key: str, upload_id: str, parts: Sequence[StoredPart]) -> str | None:
+        """Make the object of its parts; its ETag. None when there is no such upload (any more).
+
+        Raises StorageRefused when a part is not as said (reason ``InvalidPart``).
+        """
+        listed = [
+            {
+                "PartNumber": part.number,
+                "ETag": f'"{part.etag}"',
+                **({"ChecksumSHA256": _base64(part.sha256)} if part.sha256 else {}),
+            }
+            for part in parts
+        ]
+
+        def finish(s3: Any) -> str:
+            answer = s3.complete_multipart_upload(
+                Bucket=self.bucket,
+                Key=key,
+                UploadId=upload_id,
+                MultipartUpload={"Parts": listed},
+            )
+            return str(answer["ETag"]).strip('"')
+
+        return await self._call("complete an upload", finish, missing=True)
+
+    async def abort(self, key: str, upload_id: str) -> bool:
+        """Give an upload up, with its parts; False when there is none (any more)."""
+        done = await self._call(
+            "abort an upload",
+            lambda s3: s3.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id),
+            missing=True,
+        )
+        return done is not None
+
+    async def list_multipart(self, page: str | None = None) -> tuple[list[OpenUpload], str | None]:
+        """Uploads that are open, a page of them, and where the next page begins (None: the last)."""
+
+        def read(s3: Any) -> tuple[list[OpenUpload], str | None]:
+            key, _, upload_id = (page or "").partition("\n")
+            marker = {"KeyMarker": key, "UploadIdMarker": upload_id} if page else {}
+            answer = s3.list_multipart_uploads(Bucket=self.bucket, **marker)
+            found = [
+                OpenUpload(item["Key"], item["UploadId"], _ms(item["Initiated"]))
+                for item in answer.get("Uploads", ())
+            ]
+            more = None
+            if answer.get("IsTruncated"):
+                more = f"{answer['NextKeyMarker']}\n{answer.get('NextUploadIdMarker', '')}"
+            return found, more
+
+        return await self._call("list open uploads", read)
+
+    # -- objects --------------------------------------------------------------------------------
+
+    async def head(self, key: str) -> StoredObject | None:
+        """What storage holds under `key`; None for nothing."""
+
+        def look(s3: Any) -> StoredObject:
+            answer = s3.head_object(Bucket=self.bucket, Key=key, ChecksumMode="ENABLED")
+            return StoredObject(
+                size=int(answer["ContentLength"]),
+                etag=str(answer["ETag"]).strip('"'),
+                checksum=answer.get("ChecksumSHA256"),
+                modified_at=_ms(answer["LastModified"]),
+            )
+
+        return await self._call("look at a file", look, missing=True)
+
+    async def delete(self, key: str) -> None:
+        """Remove `key`; well done too when there is none."""
+        await self._call(
+            "delete a file",
+            lambda s3: s3.delete_object(Bucket=self.bucket, Key=key),
+            missing=True,
+        )
+
+    async def list_keys(
+        self, prefix: str = "", page: str | None = None
+    ) -> tuple[list[StoredKey], str | None]:
+        """Keys in order, a page of up to 1,000, and where the next begins (None: the last page)."""
+
+        def read(s3: Any) -> tuple[list[StoredKey], str | None]:
+            marker = {"StartAfter": page} if page else {}
+            answer = s3.list_objects_v2(Bucket=self.bucket, Prefix=prefix, **marker)
+            found = [
+                StoredKey(item["Key"], int(item["Size"]), _ms(item["LastModified"]))
+                for item in answer.get("Contents", ())
+            ]
+            return found, found[-1].key if answer.get("IsTruncated") and found else None
+
+        return await self._call("list its keys", read)
+
+    async def get_stream(self, key: str, offset: int = 0) -> "ObjectStream":
+        """Read `key` from `offset` to its end, for a worker; the caller closes it.
+
+        Raises StorageRefused (reason ``NoSuchKey``) when there is none.
+        """
+        ranged = {"Range": f"bytes={offset}-"} if offset else {}
+        answer = await self._call(
+            "read a file", lambda s3: s3.get_object(Bucket=self.bucket, Key=key, **ranged)
+        )
+        return ObjectStream(answer["Body"], int(answer["ContentLength"]), self._limiter)
+
+    # -- how ------------------------------------------------------------------------------------
+
+    async def _call(self, what: str, fn: Callable[[Any], T], *, missing: bool = False) -> T | Any:
+        """`fn` with the S3 client, in a thread. With `missing`, None where the thing is not there.
+
+        A caller that is cancelled does not wait for the thread, which ends by its timeouts.
+        """
+        if self._limiter.statistics().tasks_waiting >= MAX_WAITING:
+            raise StorageUnavailable(
+                f"Storage ({self.endpoint}) is slow: {MAX_WAITING} calls wait. Try again shortly."
+            )
+        return await trio.to_thread.run_sync(
+            self._run, what, fn, missing, limiter=self._limiter, abandon_on_cancel=True
+        )
+
+    def _run(self, what: str, fn: Callable[[Any], T], missing: bool) -> T | None:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            return fn(self._client())
+        except ClientError as error:
+            details = error.response.get("Error", {})
+            reason = str(details.get("Code", ""))
+            if missing and reason in _MISSING:
+                return None
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            kind = StorageUnavailable if status >= 500 else StorageRefused
+            text = (
+                f"Storage ({self.endpoint}, bucket {self.bucket}) did not {what}:"
+                f" {reason or status} {str(details.get('Message', ''))[:200]}".rstrip(" .")
+                + ". `holdover storage doctor` looks closer."
+            )
+            if kind is StorageRefused:
+                raise StorageRefused(text, reason) from error
+            raise StorageUnavailable(text) from error
+        except (BotoCoreError, OSError) as error:
+            raise self._unreachable(what, error) from error
+
+    def _unreachable(self, what: str, error: BaseException) -> StorageUnavailable:
+        return StorageUnavailable(
+            f"Storage ({self.endpoint}) could not be asked to {what}:"
+            f" {type(error).__name__}. See that it runs and can be reached (`holdover storage"
+            " status`), then try again."
+        )
+
+    def _client(self) -> Any:
+        with self._making:
+            if self._made is None:
+                self._made = self._make()
+            return self._made
+
+    def _make(self) -> Any:
+        import boto3
+        from botocore.config import Config
+
+        # At debug level botocore tells every header it signs.
+        logging.getLogger("botocore").setLevel(logging.WARNING)
+        logging.getLogger("boto3").setLevel(logging.WARNING)
+        logging.getLogger("urllib3").setLevel(logging.WARNING)
+        client = boto3.session.Session(
+            aws_access_key_id=self._credentials.access_key,
+            aws_secret_access_key=self._credentials.secret_key,
+            region_name=self._settings.region,
+        ).client(
+            "s3",
+            endpoint_url=self._settings.endpoint,
+            config=Config(
+                signature_version="s3v4",
+                s3={"addressing_style": self._settings.addressing},
+                # Other stores than Amazon's know nothing of the newer defaults.
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+                connect_timeout=CONNECT_TIMEOUT_S,
+                read_timeout=READ_TIMEOUT_S,
+                retries={"mode": "standard", "total_max_attempts": 2},
+                max_pool_connections=THREADS,
+                # Neither the environment nor a file of the user's decides where bytes go.
+                proxies={},
+            ),
+        )
+        client.meta.events.register("after-call.s3", self._see_clock)
+        return client
+
+    def _see_clock(self, http_response: Any, **_others: Any) -> None:
+        try:
+            at = email.utils.parsedate_to_datetime(http_response.headers["Date"])
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return
+        # Half a second: the header has whole seconds, cut off.
+        self._skew_s = at.timestamp() + 0.5 - self._clock()
+        self._clock_seen_s = time.monotonic()
+
+
+class ObjectStream:
+    """The bytes of an object as they come, chunk by chunk; `size` is how many in all."""
+
+    def __init__(self, body: Any, size: int, limiter: trio.CapacityLimiter) -> None:
+        self._body = body
+        self.size = size
+        self._limiter = limiter
+
+    async def receive_some(self, max_bytes: int = CHUNK_BYTES) -> bytes:
+        """The next bytes, b"" after the last; StorageUnavailable when they break off."""
+        return await trio.to_thread.run_sync(self._read, max_bytes, limiter=self._limiter)
+
+    def _read(self, max_bytes: int) -> bytes:
+        with _reading():
+            return bytes(self._body.read(max_bytes))
+
+    async def aclose(self) -> None:
+        self._body.close()
+
+    async def __aenter__(self) -> "ObjectStream":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    from botocore.exceptions import BotoCoreError
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except (BotoCoreError, HTTPError, OSError) as error:
+        raise StorageUnavailable(
+            f"Storage broke off in the middle of a file ({type(error).__name__}); read it again"
+            " from where it ended."
+        ) from error
+
+
+def _part(item: dict[str, Any]) -> StoredPart:
+    checksum = item.get("ChecksumSHA256")
+    return StoredPart(
+        number=int(item["PartNumber"]),
+        size=int(item["Size"]),
+        etag=str(item["ETag"]).strip('"'),
+        sha256=base64.b64decode(checksum).hex() if checksum else None,
+    )
+
+
+def _base64(sha256: str) -> str:
+    return base64.b64encode(bytes.fromhex(sha256)).decode()
+
+
+def _ms(at: datetime) -> int:
+    return int(at.timestamp() * 1000)

