@@ -30,7 +30,9 @@ SOURCE = Path(__file__).resolve().parent.parent
 sys.dont_write_bytecode = True  # the checkout may not be root's
 sys.path.insert(0, str(SOURCE / "daemon"))
 
-from holdoverd.deploy.layout import (  # noqa: E402 - the checkout is found first
+from holdoverd.deploy import accounts  # noqa: E402 - the checkout is found first
+from holdoverd.deploy.accounts import DEFAULT_ACCOUNT, agent_units  # noqa: E402
+from holdoverd.deploy.layout import (  # noqa: E402
     COMMAND,
     LAST_DEPLOY,
     OPT,
@@ -50,7 +52,6 @@ from holdoverd.deploy.layout import (  # noqa: E402 - the checkout is found firs
     new_generation,
     one_at_a_time,
     release_of_generation,
-    render,
     say,
     systemd_runs,
     templates_of,
@@ -63,7 +64,6 @@ TMPFILES = Path("/etc/tmpfiles.d/holdover.conf")
 AGENT_HOME = Path("/var/lib/holdover-agent")
 CONFIG = Path("/etc/holdover")
 DOCS = Path("/usr/local/share/doc/holdover")
-DEFAULT_ACCOUNT = "holdover-agent"
 
 # What a release is made of. Its digest tells a changed tree from one already installed.
 INPUTS = ("cli", "daemon", "units", "pyproject.toml", "LICENSE", "requirements.lock")
@@ -99,16 +99,6 @@ def choose_release(version: str, digest: str, installed: Iterable[Release]) -> t
         n += 1
         name = f"{version}+{n}"
     return name, False
-
-
-def agent_units(templates: Path, *, release_dir: str, account: str, home: str) -> dict[str, str]:
-    """{unit file name: its text} of the account's socket and service."""
-    values = {"RELEASE_DIR": release_dir, "ACCOUNT": account, "HOME": home}
-    units = {}
-    for template in sorted(templates.glob("holdover-agent-ACCOUNT*.in")):
-        name = template.name.removesuffix(".in").replace("ACCOUNT", account)
-        units[name] = render(template.read_text(), values)
-    return units
 
 
 def render_all(templates: Path, *, release_dir: str) -> dict[str, str]:
@@ -266,11 +256,10 @@ def install_files(release_dir: Path, templates: Path) -> bool:
     CONFIG.mkdir(mode=0o755, exist_ok=True)
 
     units = {name: (templates / name).read_text() for name in FIXED_UNITS}
-    home = pwd.getpwnam(DEFAULT_ACCOUNT).pw_dir
-    units |= agent_units(
-        templates, release_dir=str(release_dir), account=DEFAULT_ACCOUNT, home=home
-    )
     changed = [write_if_changed(UNITS / name, text) for name, text in sorted(units.items())]
+    home = pwd.getpwnam(DEFAULT_ACCOUNT).pw_dir
+    changed.append(accounts.write_units(release_dir, DEFAULT_ACCOUNT, home))
+    changed.append(accounts.renew(release_dir))
 
     DOCS.mkdir(mode=0o755, parents=True, exist_ok=True)
     for name in DOCUMENTS:

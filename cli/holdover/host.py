@@ -12,14 +12,14 @@ from holdover.exits import CommandError, Exit
 
 @contextlib.contextmanager
 def as_root() -> Iterator[Any]:
-    """The deploy's modules (`layout`, `releases`, `hosts`, `run`, `outcome`), their errors as ours.
+    """The deploy's modules (`layout`, `releases`, `accounts` and so on), their errors as ours.
 
     Raises CommandError where this is not root, or no systemd host with the daemon's part.
     """
     if os.geteuid() != 0:
         raise CommandError("This changes the host: run it as root (sudo).", Exit.NOT_ALLOWED)
     try:
-        names = ("layout", "releases", "hosts", "run", "outcome")
+        names = ("layout", "releases", "hosts", "run", "outcome", "accounts")
         modules = {name: importlib.import_module(f"holdoverd.deploy.{name}") for name in names}
     except ImportError as error:
         raise CommandError(

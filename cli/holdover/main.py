@@ -19,6 +19,7 @@ COMMANDS = {  # {name: (module, one line of help)}
     "logout": ("holdover.commands.login", "Forget the saved address and token."),
     "session": ("holdover.commands.session", "Talk to agent sessions, list and end them."),
     "token": ("holdover.commands.token", "Make, list and revoke tokens."),
+    "account": ("holdover.commands.account", "Say as which Unix users agents may run here."),
     "status": ("holdover.commands.status", "What runs, and how many sessions in which state."),
     "release": ("holdover.commands.release", "Install, list and remove releases on this host."),
     "deploy": (

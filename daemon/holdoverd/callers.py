@@ -1,6 +1,12 @@
 """Who asks: the result of authentication, handed to everything that decides by it."""
 
+import re
 from dataclasses import dataclass
+from typing import Final
+
+ACCOUNT_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
+"""A Unix user's name, matched whole. It becomes part of a path and of units' names: no slash, no
+``@`` and no leading dash or dot."""
 
 
 @dataclass(frozen=True)

@@ -270,6 +270,8 @@ def test_a_slow_but_healthy_release_is_not_taken_back(machine: Machine) -> None:
 
 def test_a_session_goes_on_over_a_deploy_and_a_rollback(machine: Machine) -> None:
     copy_release(machine, "0.2.0+next")
+    holdover(machine, "account", "add", "carol")
+    carols = "/etc/systemd/system/holdover-agent-carol@.service"
     session = holdover(machine, "session", "new", "--agent", "demo", "stream 600 rate 5").split()[0]
     (unit,) = [
         line.split()[0]
@@ -279,6 +281,7 @@ def test_a_session_goes_on_over_a_deploy_and_a_rollback(machine: Machine) -> Non
     ]
     keeper = machine.show(unit, "MainPID")
     assert "is permanent" in holdover(machine, "deploy", "0.2.0+next")
+    assert f"ExecStart={RELEASES}/0.2.0+next/bin/python " in machine.read(carols)
     # In mid-turn: it is finished where it began, unless somebody asks for it at once.
     assert len(instances(machine)) == 2
     holdover(machine, "drain", "--migrate")
@@ -290,6 +293,9 @@ def test_a_session_goes_on_over_a_deploy_and_a_rollback(machine: Machine) -> Non
     assert settled(machine) > after
     assert machine.show(unit, "MainPID") == keeper
     holdover(machine, "session", "end", session)
+    assert f"ExecStart={RELEASES}/0.2.0/bin/python " in machine.read(carols)
+    holdover(machine, "account", "rm", "carol")
+    machine.run(["userdel", "--remove", "carol"])
     listed = machine.run(["holdover", "release", "ls"]).stdout
     assert "which boots" in listed
     refused = machine.run(["holdover", "release", "rm", "0.2.0"], check=False)

@@ -71,9 +71,9 @@ def test_a_generation_is_never_reused(recorded: int, units: list[str], expected:
 
 
 def test_a_placeholder_that_nothing_fills_is_refused_by_name() -> None:
-    assert installer.render("a @X@ c", {"X": "b"}) == "a b c"
-    with pytest.raises(installer.InstallError, match="asks for @Y@"):
-        installer.render("@Y@", {"X": "b"})
+    assert layout.render("a @X@ c", {"X": "b"}) == "a b c"
+    with pytest.raises(layout.InstallError, match="asks for @Y@"):
+        layout.render("@Y@", {"X": "b"})
 
 
 def test_every_placeholder_of_every_template_is_filled() -> None:

@@ -112,6 +112,17 @@ def test_the_oom_counter_is_looked_for_in_every_hierarchy() -> None:
     assert account.oom_counter_paths("nonsense\n") == []
 
 
+def test_refused_forks_are_counted_in_every_hierarchy() -> None:
+    hybrid = "9:pids:/a/b.service\n4:memory:/a\n0::/c\n"
+    assert account.fork_counter_paths(hybrid) == [
+        "/sys/fs/cgroup/pids/a/b.service/pids.events",
+        "/sys/fs/cgroup/c/pids.events",
+    ]
+    assert account.fork_count("max 12\n") == 12
+    assert account.fork_count("") == 0
+    assert account.refused_forks() >= 0
+
+
 def test_the_oom_counter_is_read_from_both_kinds_of_file() -> None:
     assert account.oom_count("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n") == 3
     assert account.oom_count("low 0\nhigh 0\nmax 9\noom 4\noom_kill 2\noom_group_kill 1\n") == 2

@@ -18,9 +18,15 @@ def token() -> None:
     """
 
 
-@token.command(epilog="Example: holdover token new --name laptop --expires-in-s 2592000")
+@token.command(epilog="Example: holdover token new --name laptop --owner alice --account alice")
 @click.option("--name", required=True, metavar="TEXT", help="What it is for, to find it again.")
 @click.option("--owner", metavar="NAME", help="Whose sessions it sees. Default: default.")
+@click.option(
+    "--account",
+    metavar="NAME",
+    help="The Unix user that a new owner's agents run as (see `holdover account`). Default: the "
+    "daemon's default account.",
+)
 @click.option(
     "--scope",
     "scopes",
@@ -42,6 +48,7 @@ def new(
     ctx: click.Context,
     name: str,
     owner: str | None,
+    account: str | None,
     scopes: tuple[str, ...],
     expires_in_s: int | None,
     as_json: bool,
@@ -50,6 +57,8 @@ def new(
     body: dict[str, object] = {"name": name, "scopes": list(scopes)}
     if owner is not None:
         body["owner"] = owner
+    if account is not None:
+        body["account"] = account
     if expires_in_s is not None:
         body["expires_in_s"] = expires_in_s
     made = client_of(ctx).post("/v1/tokens", body)

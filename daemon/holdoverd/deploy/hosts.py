@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from holdoverd.deploy import layout
+from holdoverd.deploy import accounts, layout
+from holdoverd.deploy.accounts import DAEMON_USER
 from holdoverd.deploy.layout import InstallError
 
-DAEMON_USER = "holdover"
 COMMAND_S = 60.0
 
 
@@ -105,6 +105,11 @@ class SystemdHost:
         self._trial.unlink(missing_ok=True)
 
     def commit(self, generation: int) -> None:
+        # Before `current` names it: a deploy killed in between is taken up again and comes here
+        # once more. Keepers speak with every release, so the order does not matter to them.
+        release = self.release_of(generation)
+        if release is not None and accounts.renew(layout.RELEASES / release):
+            _systemctl("daemon-reload")
         layout.commit(generation)
 
     def migrate(self, generation: int) -> None:

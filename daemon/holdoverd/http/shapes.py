@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
+from holdoverd.callers import ACCOUNT_NAME
 from holdoverd.errors import BadRequest, TooLarge, Unprocessable
 from holdoverd.http.wire import SCOPES
 
@@ -257,7 +258,7 @@ def new_token(data: Mapping[str, object]) -> Json:
     return _present(
         name=fields.text("name", required=True, max_chars=200),
         owner=owner(data),
-        account=fields.text("account", max_chars=64),
+        account=account(data),
         scopes=sorted(set(scopes)),
         expires_in_s=fields.integer("expires_in_s", low=1),
     )
@@ -270,6 +271,16 @@ def owner(data: Mapping[str, object]) -> str | None:
         raise Unprocessable(
             f"{name!r} is no owner's name: letters, digits and . _ @ -, starting with a letter or"
             " digit."
+        )
+    return name
+
+
+def account(data: Mapping[str, object]) -> str | None:
+    """The ``"account"`` that a new owner is bound to: a Unix user's name."""
+    name = Fields(data).text("account", max_chars=64)
+    if name is not None and not ACCOUNT_NAME.fullmatch(name):
+        raise Unprocessable(
+            f"{name!r} is no account's name: letters, digits and _ . -, starting with a letter or _."
         )
     return name
 

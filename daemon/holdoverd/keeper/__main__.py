@@ -110,7 +110,7 @@ def _launch(
         else:
             found = transcripts.find_uuids(request.transcripts, request.uuids, home)
         program = account.resolve_program(argv[0], env, home)
-        oom_kills_before = account.oom_kills()
+        oom_kills_before, refused_forks_before = account.oom_kills(), account.refused_forks()
         started = chain.start_chain(
             program=program,
             argv=[program, *argv[1:]],
@@ -137,6 +137,7 @@ def _launch(
         peers=frozenset({options.daemon_uid, 0}),
         spool_max_bytes=options.spool_max_bytes,
         oom_kills_before=oom_kills_before,
+        refused_forks_before=refused_forks_before,
         log=open_log(f"holdover-keeper {request.session} {request.launch}"),
     )
     answer = launch.answer_started(

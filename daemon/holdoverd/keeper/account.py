@@ -1,10 +1,11 @@
-"""What the account lends its agent: home, environment, program, and its cgroup's OOM count."""
+"""What the account lends its agent: home, environment, program; and its cgroup's counters."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from holdoverd.errors import LaunchError
 
@@ -97,42 +98,67 @@ def resolve_program(name: str, env: Mapping[str, str], home: str) -> str:
 
 def oom_kills() -> int:
     """How often the kernel killed for memory in the keeper's own cgroup; 0 where it cannot tell."""
-    try:
+    return _own_counter(oom_counter_paths, oom_count)
+
+
+def refused_forks() -> int:
+    """How often the unit's TasksMax= refused a process or thread; 0 where it cannot be told."""
+    return _own_counter(fork_counter_paths, fork_count)
+
+
+def _own_counter(paths_of: Callable[[str], list[str]], count: Callable[[str], int]) -> int:
+    total = 0
+    with contextlib.suppress(OSError):
         with open("/proc/self/cgroup", encoding="utf-8", errors="replace") as file:
-            return sum(_counter(path) for path in oom_counter_paths(file.read()))
-    except OSError:
-        return 0
+            paths = paths_of(file.read())
+        for path in paths:
+            with (
+                contextlib.suppress(OSError),
+                open(path, encoding="ascii", errors="replace") as file,
+            ):
+                total += count(file.read(4096))
+    return total
 
 
 def oom_counter_paths(cgroups: str) -> list[str]:
-    """The files that may hold ``oom_kill N``, given the text of /proc/self/cgroup.
+    """The files that may hold ``oom_kill N``, given the text of /proc/self/cgroup."""
+    return _counter_paths(cgroups, "memory", "memory.oom_control", "memory.events")
 
-    Version 1 and hybrid: ``5:memory:/path``; version 2: ``0::/path``. Both are looked at: in a
-    hybrid tree the memory controller may be on either side.
+
+def fork_counter_paths(cgroups: str) -> list[str]:
+    """The files that may hold ``max N``, given the text of /proc/self/cgroup."""
+    return _counter_paths(cgroups, "pids", "pids.events", "pids.events")
+
+
+def _counter_paths(cgroups: str, controller: str, version_1: str, version_2: str) -> list[str]:
+    """Version 1 and hybrid: ``5:memory:/path``; version 2: ``0::/path``.
+
+    Both are looked at: in a hybrid tree the controller may be on either side.
     """
     paths = []
     for entry in cgroups.splitlines():
         _, controllers, path = [*entry.split(":", 2), "", ""][:3]
         path = "" if path == "/" else path
-        if "memory" in controllers.split(","):
-            paths.append(f"/sys/fs/cgroup/memory{path}/memory.oom_control")
+        if controller in controllers.split(","):
+            paths.append(f"/sys/fs/cgroup/{controller}{path}/{version_1}")
         elif not controllers and path:
-            paths.append(f"/sys/fs/cgroup{path}/memory.events")
+            paths.append(f"/sys/fs/cgroup{path}/{version_2}")
     return paths
 
 
 def oom_count(text: str) -> int:
     """The ``oom_kill`` counter in memory.events or memory.oom_control; 0 without one."""
+    return _count(text, "oom_kill")
+
+
+def fork_count(text: str) -> int:
+    """The ``max`` counter in pids.events; 0 without one."""
+    return _count(text, "max")
+
+
+def _count(text: str, wanted: str) -> int:
     for line in text.splitlines():
         name, _, count = line.partition(" ")
-        if name == "oom_kill" and count.isdigit():
+        if name == wanted and count.isdigit():
             return int(count)
     return 0
-
-
-def _counter(path: str) -> int:
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return oom_count(file.read(4096))
-    except OSError:
-        return 0

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 
 from holdoverd.keeper import init, keeper_side, spool
-from holdoverd.keeper.account import oom_kills
+from holdoverd.keeper.account import oom_kills, refused_forks
 from holdoverd.keeper.chain import Chain
 
 HELLO_WITHIN_S = 5.0
@@ -70,6 +70,7 @@ class Keeper:
         peers: frozenset[int],
         spool_max_bytes: int,
         oom_kills_before: int,
+        refused_forks_before: int,
         log: Callable[[str], None],
     ) -> None:
         self._chain = chain
@@ -77,6 +78,7 @@ class Keeper:
         self._spool_fd = spool_fd
         self._peers = peers
         self._oom_kills_before = oom_kills_before
+        self._refused_forks_before = refused_forks_before
         self._log = log
         self._rules = keeper_side.KeeperSide(owner_epoch)
         self._spool = spool.SpoolRules(nonce, limit_bytes=spool_max_bytes)
@@ -393,6 +395,7 @@ class Keeper:
                         status=status,
                         signal=number,
                         oom=oom_kills() > self._oom_kills_before,
+                        forks_refused=refused_forks() > self._refused_forks_before,
                         at_ms=time.time_ns() // 1_000_000,
                     )
                 )

@@ -143,14 +143,26 @@ class SpoolRules:
         return []
 
     def end(
-        self, *, status: int | None, signal: int | None, oom: bool, at_ms: int
+        self,
+        *,
+        status: int | None,
+        signal: int | None,
+        oom: bool,
+        at_ms: int,
+        forks_refused: bool = False,
     ) -> list[Command]:
         """Everything the agent said was given to `data`; finish with the end record."""
         assert not self._ended, "a spool ends once"
         self._ended = True
         cut = self._last != b"\n"
         record = end_record(
-            self._nonce, status=status, signal=signal, oom=oom, cut=cut, at_ms=at_ms
+            self._nonce,
+            status=status,
+            signal=signal,
+            oom=oom,
+            cut=cut,
+            at_ms=at_ms,
+            forks_refused=forks_refused,
         )
         self._rest = memoryview(bytes(self._rest) + (b"\n" if cut else b"") + record)
         if self.state is State.FULL:
@@ -160,9 +172,16 @@ class SpoolRules:
 
 
 def end_record(
-    nonce: str, *, status: int | None, signal: int | None, oom: bool, cut: bool, at_ms: int
+    nonce: str,
+    *,
+    status: int | None,
+    signal: int | None,
+    oom: bool,
+    cut: bool,
+    at_ms: int,
+    forks_refused: bool = False,
 ) -> bytes:
-    """The last line of a spool."""
+    """The last line of a spool. `forks_refused` stands in it only where it is so."""
     record = {
         "type": "holdover_end",
         "nonce": nonce,
@@ -171,6 +190,7 @@ def end_record(
         "oom": oom,
         "cut": cut,
         "at": at_ms,
+        **({"forks_refused": True} if forks_refused else {}),
     }
     return json.dumps(record, separators=(",", ":")).encode("ascii") + b"\n"
 

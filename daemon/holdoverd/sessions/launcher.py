@@ -227,7 +227,8 @@ async def _connect(sock: trio.socket.SocketType, path: Path, account: str) -> No
         why = error.strerror if isinstance(error, OSError) else f"silent for {ANSWER_S:.0f} s"
         raise LaunchError(
             f"The agent socket {path} does not answer ({why}); see "
-            f"`systemctl status 'holdover-agent-{account}.socket'`, or start `holdover up` again.",
+            f"`systemctl status 'holdover-agent-{account}.socket'`, make the account by `holdover "
+            f"account add {account}`, or start `holdover up` again.",
             code="agent_socket",
         ) from error
 

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields
+from signal import SIGKILL
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -751,7 +752,10 @@ class SessionModel:
             data["rebooted"] = True
         if told.get("cut"):
             data["cut"] = True
-        if oom:
+        forks_refused = bool(told.get("forks_refused"))
+        if forks_refused:
+            data["forks_refused"] = True
+        if oom and signal == SIGKILL:
             text = "The agent was ended by the kernel: it needed more memory than its unit allows."
         elif signal is not None:
             text = f"The agent was ended by signal {signal}."
@@ -761,6 +765,10 @@ class SessionModel:
             text = "The agent ended with the host, which was started anew."
         else:
             text = "The agent is gone; how it ended is not known."
+        if oom and signal != SIGKILL:
+            text += " Before that the kernel had ended something of it for memory."
+        if forks_refused:
+            text += " It had asked for more processes than its unit allows."
         if not ended:
             text += " The next prompt resumes the session."
         launch.outcome = outcome
