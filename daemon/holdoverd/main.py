@@ -21,6 +21,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +39,9 @@ from holdoverd.http.app import App
 from holdoverd.http.context import Context
 from holdoverd.http.live import LiveStreams
 from holdoverd.http.server import Server
+from holdoverd.metrics import gather
+from holdoverd.metrics.counts import Counts
+from holdoverd.metrics.table import Samples
 from holdoverd.sessions.launcher import Paths
 from holdoverd.sessions.means import Instance
 from holdoverd.sessions.service import Limits, Sessions, host_name
@@ -109,6 +113,7 @@ async def run(
     lock = await instance.InstanceLock.take(runtime_dir / "instances", generation)
     catalogue = Catalogue.open(settings.catalogue.resolve(state_dir))
     watch = SpoolWatch(paths.spools)
+    counts = Counts()
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(watch.run)
@@ -124,6 +129,7 @@ async def run(
                     boot_id=instance.boot_id(),
                     roots=settings.sessions.roots,
                     agents=settings.agent,
+                    counts=counts,
                 ),
                 Limits(settings.sessions.max_live, settings.sessions.default_agent),
                 lock.live_generations,
@@ -137,6 +143,7 @@ async def run(
                 sessions=sessions,
                 host=host_name(),
                 streams=streams,
+                counts=counts,
             )
             siblings = Siblings(
                 runtime_dir / "instances", generation, __version__, lock.live_generations, duty
@@ -154,9 +161,19 @@ async def run(
                 trusted_proxies=settings.server.trusted_proxies,
                 router=duty,
                 streams=streams,
+                counts=counts,
             )
             doors = Server(App(context), max_connections=settings.server.max_connections)
             duty.meet(siblings, routed, doors)
+
+            async def looked_at() -> Samples:
+                return (
+                    gather.from_service(sessions, doors, duty, streams)
+                    | gather.from_counts(counts)
+                    | gather.from_process(host_name(), generation, __version__, state_dir)
+                )
+
+            context.metrics = gather.Metrics([looked_at, partial(gather.from_catalogue, catalogue)])
             await nursery.start(
                 doors.serve,
                 {door: [as_listener(sock) for sock in listeners[door]] for door in DOORS},
@@ -164,7 +181,7 @@ async def run(
             await nursery.start(siblings.run)
             await nursery.start(duty.run)
             await nursery.start(record, catalogue, duty, generation)
-            nursery.start_soon(heartbeat, sessions, doors, duty)
+            nursery.start_soon(heartbeat, sessions, doors, duty, counts)
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                 # What has been imported stays: walking it again and again in full collections
                 # would stop everything for 50 ms each time.
@@ -205,7 +222,7 @@ async def let_go(sessions: Sessions, doors: Server) -> None:
             await trio.sleep(0.02)
 
 
-async def heartbeat(sessions: Sessions, doors: Server, duty: Duty) -> None:
+async def heartbeat(sessions: Sessions, doors: Server, duty: Duty, counts: Counts) -> None:
     """Tell systemd that we live, and `systemctl status` what we do."""
     interval = systemd.watchdog_interval_s()
     told = ""
@@ -221,7 +238,10 @@ async def heartbeat(sessions: Sessions, doors: Server, duty: Duty) -> None:
         if interval is not None:
             systemd.notify(WATCHDOG=1)
         # Three beats in a watchdog's time: one may be late.
-        await trio.sleep(min(interval / 3, HEARTBEAT_S) if interval else HEARTBEAT_S)
+        pause = min(interval / 3, HEARTBEAT_S) if interval else HEARTBEAT_S
+        due = trio.current_time() + pause
+        await trio.sleep_until(due)
+        counts.loop_late_s = trio.current_time() - due
 
 
 async def record(

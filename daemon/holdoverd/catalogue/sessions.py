@@ -317,3 +317,14 @@ def _cursor_key(cursor: str) -> tuple[int, str]:
             "This cursor is not one of a list of sessions; start again without a cursor."
         ) from cause
     return key
+
+
+def count_by_state(cx: Connection) -> dict[str, int]:
+    """How many sessions are in which state, whoever's; reads one column of every row."""
+    table = schema.sessions
+    query = (
+        select(table.c.state, func.count())
+        .where(table.c.state != schema.PURGED)
+        .group_by(table.c.state)
+    )
+    return {str(state): int(count) for state, count in cx.execute(query)}

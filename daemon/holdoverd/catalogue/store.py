@@ -10,6 +10,7 @@ from holdoverd.catalogue.dialect import Dialect, dialect_for
 from holdoverd.catalogue.migrate import migrate
 from holdoverd.catalogue.writer import Writer
 from holdoverd.errors import CatalogueError
+from holdoverd.metrics.counts import WriterCounts
 
 T = TypeVar("T")
 
@@ -78,6 +79,16 @@ class Catalogue:
                 f"The catalogue is busy: {MAX_WAITING_READS} reads are waiting. Try again shortly."
             )
         return await trio.to_thread.run_sync(self._read, fn, limiter=self._limiter)
+
+    @property
+    def counts(self) -> WriterCounts:
+        """What the writer has done so far; goes on changing."""
+        return self._writer.counts
+
+    @property
+    def queued(self) -> int:
+        """Writes that wait for the writer."""
+        return self._writer.queued
 
     def close(self) -> None:
         """Finish the writes that are queued, then close. Blocks; harmless when called again."""

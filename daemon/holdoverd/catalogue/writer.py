@@ -11,6 +11,7 @@ is undone. Savepoints from the start would cost every write what only failures n
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from sqlalchemy import Connection, Engine
 
 from holdoverd.catalogue.dialect import Dialect
 from holdoverd.errors import CatalogueError
+from holdoverd.metrics.counts import WriterCounts
 
 T = TypeVar("T")
 
@@ -45,6 +47,7 @@ class _Write:
     size_hint: int
     task: trio.lowlevel.Task
     token: trio.lowlevel.TrioToken
+    queued_at: float
     result: outcome.Outcome[Any] | None = None
 
 
@@ -54,16 +57,25 @@ class Writer:
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
         self._engine: Engine = dialect.writer_engine()
+        self.counts = WriterCounts()
         self._queue: deque[_Write] = deque()
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="catalogue-writer", daemon=True)
         self._thread.start()
 
+    @property
+    def queued(self) -> int:
+        return len(self._queue)
+
     async def submit(self, fn: Callable[[Connection], T], size_hint: int) -> T:
         """Queue `fn` and wait until it is committed or has failed. See `Catalogue.write`."""
         write = _Write(
-            fn, size_hint, trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
+            fn,
+            size_hint,
+            trio.lowlevel.current_task(),
+            trio.lowlevel.current_trio_token(),
+            time.perf_counter(),
         )
         with self._changed:
             if self._closing:
@@ -98,7 +110,9 @@ class Writer:
 
     def _run(self) -> None:
         while group := self._next_group():
+            began = time.perf_counter()
             self._write(group)
+            self._count(group, began)
             _deliver(group)
         # The last connection to close checkpoints the log, so closing is a write as well.
         try:
@@ -107,6 +121,19 @@ class Writer:
         except CatalogueError as error:
             log.warning("the catalogue closes without its turn: %s", error)
             self._engine.dispose()
+
+    def _count(self, group: list[_Write], began: float) -> None:
+        counts, ended = self.counts, time.perf_counter()
+        counts.groups += 1
+        counts.writes += len(group)
+        counts.commit_s.observe(ended - began)
+        counts.wait_s.observe(ended - group[0].queued_at)
+        for write in group:
+            # Others are the caller's own business: NotOwner, for one.
+            if isinstance(write.result, outcome.Error) and isinstance(
+                write.result.error, CatalogueError
+            ):
+                counts.failed += 1
 
     def _next_group(self) -> list[_Write]:
         """All that waits, within the bounds of a group; empty when the writer is to end."""

@@ -27,6 +27,7 @@ from holdoverd.handover.wire import Packet
 from holdoverd.http.live import LiveStreams
 from holdoverd.http.server import Server
 from holdoverd.ids import now_ms
+from holdoverd.metrics.counts import Counts
 from holdoverd.sessions.service import Sessions
 from holdoverd.settings import Settings
 
@@ -63,6 +64,7 @@ class Duty:
         sessions: Sessions,
         host: str,
         streams: LiveStreams,
+        counts: Counts | None = None,
     ) -> None:
         self._generation = generation
         self._trial_file = folder / TRIAL_FILE
@@ -70,6 +72,7 @@ class Duty:
         self._sessions = sessions
         self._host = host
         self._streams = streams
+        self._counts = counts or Counts()
         self._orders = Orders()
         self._changed = trio.Event()
         self._giving: set[str] = set()
@@ -132,14 +135,19 @@ class Duty:
                 )
                 return
             await transfers.take(
-                link, packet, coming, take_session=self._take_session, attach=self._doors.attach
+                link, packet, coming, take_session=self._take_session, attach=self._attach_taken
             )
         except HandoverError as error:
             log.info("a transfer from generation %d: %s", link.generation, error)
 
+    def _attach_taken(self, detached: Detached) -> None:
+        self._counts.connections_handed["taken"] += 1
+        self._doors.attach(detached)
+
     async def _take_session(self, session: str, owner_epoch: int, generation: int) -> None:
         try:
             await self._sessions.take(session, owner_epoch, generation)
+            self._counts.sessions_handed["taken"] += 1
         except RequestError as error:
             raise HandoverError(error.message) from error
 
@@ -246,7 +254,9 @@ class Duty:
     async def pass_on(self, detached: Detached, generation: int) -> bool:
         """Give one connection to the owner of its session; False: it is still the caller's."""
         link = self.siblings.link(generation)
-        return link is not None and await transfers.give(link, [detached])
+        given = link is not None and await transfers.give(link, [detached])
+        self._counts.connections_handed["given" if given else "kept"] += 1
+        return given
 
     # -- the role ---------------------------------------------------------------------------------
 
@@ -380,6 +390,9 @@ class Duty:
                 log.exception("handing over failed", extra={"session": session})
             finally:
                 self._giving.discard(session)
+                self._counts.sessions_handed["given" if given else "kept"] += 1
+                if given:
+                    self._counts.connections_handed["given"] += len(detached or ())
                 if not given:
                     for one in detached or ():
                         self._doors.attach(one)
@@ -393,7 +406,11 @@ class Duty:
     async def _give_connections(self, link: Link) -> None:
         """Connections without a request, and those with half of one."""
         detached = await self._doors.detach_idle_http()
-        if detached and not await transfers.give(link, detached):
+        if not detached:
+            return
+        given = await transfers.give(link, detached)
+        self._counts.connections_handed["given" if given else "kept"] += len(detached)
+        if not given:
             for one in detached:
                 self._doors.attach(one)
 

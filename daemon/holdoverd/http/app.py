@@ -64,6 +64,7 @@ ROUTES: tuple[Route, ...] = (
     Route("DELETE", "/v1/tokens/{id}",                     ADMIN,    tokens.revoke),
     Route("GET",    "/v1/admin/instances",                 ADMIN,    admin.instances),
     Route("POST",   "/v1/admin/drain",                     ADMIN,    admin.drain),
+    Route("GET",    "/metrics",                            ADMIN,    admin.metrics),
     Route("GET",    "/v1/sessions",                        READ,     sessions.list_all),
     Route("POST",   "/v1/sessions",                        SESSIONS, sessions.create),
     Route("GET",    "/v1/sessions/{id}",                   READ,     sessions.show),

@@ -353,6 +353,7 @@ class HttpConnection:
 
     async def _send(self, response: Response) -> None:
         self._skip_received()
+        self._app.context.counts.answers[response.status] += 1
         headers = [("Date", formatdate(usegmt=True)), *response.headers]
         if response.status not in (204, 304):
             headers.append(("Content-Length", str(len(response.body))))

@@ -14,6 +14,8 @@ from holdoverd.http.login import LoginFailures
 from holdoverd.http.shapes import Json
 from holdoverd.http.wire import Names
 from holdoverd.ids import now_ms
+from holdoverd.metrics.counts import Counts
+from holdoverd.metrics.gather import Metrics
 from holdoverd.sessions.viewer import ViewerCursor
 
 DEFAULT_OWNER = "default"
@@ -130,6 +132,8 @@ class Context:
     router: Router | None = None
     streams: LiveStreams = field(default_factory=LiveStreams)
     login_failures: LoginFailures = field(default_factory=LoginFailures)
+    counts: Counts = field(default_factory=Counts)
+    metrics: Metrics | None = None
     names: Names = field(init=False)
 
     def __post_init__(self) -> None:

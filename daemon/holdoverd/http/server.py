@@ -38,6 +38,7 @@ class Server:
         self, app: App, *, max_connections: int = 10_000, limits: Limits | None = None
     ) -> None:
         self._app = app
+        self._counts = app.context.counts
         self._max_connections = max_connections
         self._limits = limits or Limits()
         self._connections: dict[HttpConnection, HalfCloseable] = {}
@@ -53,6 +54,11 @@ class Server:
     def connections(self) -> int:
         """Open connections, WebSockets included."""
         return len(self._connections)
+
+    @property
+    def limit(self) -> int:
+        """How many there may be."""
+        return self._max_connections
 
     @property
     def accepting(self) -> bool:
@@ -175,6 +181,7 @@ class Server:
                         if overloaded:
                             overloaded = False
                             log.warning("accepting connections again")
+                        self._counts.connections[door] += 1
                         nursery.start_soon(self._handle, door, stream)
                 finally:
                     self._accept_scopes.discard(scope)
@@ -233,6 +240,7 @@ class Server:
 
     async def _refuse(self, stream: HalfCloseable) -> None:
         """503 without reading the request: it would cost what there is too little of."""
+        self._counts.refused += 1
         if self._refusals >= _MAX_REFUSALS:
             return
         self._refusals += 1

@@ -6,6 +6,7 @@ when nobody answers there and the session's lock can be taken, nothing of the la
 more, and it is finished from what the spool holds.
 """
 
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -76,6 +77,14 @@ class Following:
             if self.gone.is_set():
                 self._owner.hub.settled()
 
+    def lag_bytes(self) -> int:
+        """What the agent has said and nobody has read; 0 once the spool is gone."""
+        try:
+            size = os.stat(self._owner.instance.paths.spool(self.launch.id)).st_size
+        except OSError:
+            return 0
+        return max(0, size - self.launch.offset)
+
     def cancel(self) -> None:
         """The session is another owner's now."""
         if self._scope is not None:
@@ -90,6 +99,7 @@ class Following:
     def _over(self) -> None:
         self.outbox.clear()
         self.gone.set()
+        self._owner.instance.counts.agent_exits[exit_kind(self.launch.outcome)] += 1
         self._owner.instance.watch.ring(self._owner.instance.paths.spool(self.launch.id).name)
         self._owner.launch_over(self)
 
@@ -142,6 +152,7 @@ class Following:
                 reader.spool.give_back(reader.position)
             await trio.lowlevel.checkpoint()
             return True
+        counts = self._owner.instance.counts
         async with self._owner.lock:
             step = Step()
             self._owner.hub.ahead = True
@@ -160,6 +171,8 @@ class Following:
                 start += size + 1
                 if step.launch_ended:
                     break
+            counts.lines += len(lines)
+            counts.line_bytes += start - reader.line_start
             reader.line_start = start
             if reader.line_start > committed:
                 launch.offset = reader.line_start
@@ -177,6 +190,7 @@ class Following:
             self._owner.model.seal(step, at)
             if step.must_commit or behind > COMMIT_BYTES:
                 await self._owner.commit_at_last(step)
+                counts.commits += 1
                 reader.committed = launch.offset
                 reader.spool.give_back(launch.replay_from)
             self._owner.publish(step)
@@ -323,6 +337,21 @@ class Following:
         except FileNotFoundError:
             return True
         return True
+
+
+def exit_kind(outcome: str | None) -> str:
+    """How an agent ended, in a word, from the keeper's end record; see `SessionModel.launch_over`."""
+    try:
+        told = json.loads(outcome or "{}")
+    except ValueError:
+        return "unknown"
+    if told.get("oom"):
+        return "oom"
+    if told.get("signal") is not None:
+        return "signal"
+    if told.get("status") is not None:
+        return "status_0" if told["status"] == 0 else "status"
+    return "unknown"
 
 
 def first_of(group: BaseExceptionGroup[Any]) -> BaseException:

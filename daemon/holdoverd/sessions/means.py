@@ -1,11 +1,12 @@
 """What every owned session of an instance shares."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
 from holdoverd.catalogue.store import Catalogue
+from holdoverd.metrics.counts import Counts
 from holdoverd.sessions.launcher import Observer, Paths
 from holdoverd.sessions.spool import SpoolWatch
 from holdoverd.settings import AgentSettings
@@ -30,3 +31,4 @@ class Instance:
     roots: Sequence[str]
     agents: Callable[[str], AgentSettings | None]
     observe: Observer = lambda _step: None
+    counts: Counts = field(default_factory=Counts)

@@ -79,7 +79,11 @@ class OwnedSession:
         self._stopping = False
         self._stuck: CatalogueError | None = None
         """Why what the agent said cannot be stored just now."""
-        self.hub = Hub(model.row.last_seq, {t.thread: t.n for t in model.threads.values()})
+        self.hub = Hub(
+            model.row.last_seq,
+            {t.thread: t.n for t in model.threads.values()},
+            instance.counts,
+        )
         self.hub.ended = model.row.ended_at is not None and model.launch is None
         self._view = self._build_view()
         self._levels = levels_of(self._view)
@@ -102,6 +106,11 @@ class OwnedSession:
     def live(self) -> bool:
         """It has an agent, or is about to."""
         return self.model.launch is not None or self.starter.busy
+
+    @property
+    def stuck(self) -> bool:
+        """What its agent said cannot be stored just now, and waits."""
+        return self._stuck is not None
 
     @property
     def takes_commands(self) -> bool:
@@ -242,6 +251,7 @@ class OwnedSession:
                     "a task of the session failed; adopting it anew",
                     extra={"session": self.id},
                 )
+                self.instance.counts.defects += 1
                 self.lose()
 
         self.instance.nursery.start_soon(guarded, name=f"{task.__name__} {self.id}")

@@ -346,6 +346,7 @@ class Sessions:
         )
         adopted = OwnedSession(me, model, loaded.outbox)
         adopted.begin()
+        me.counts.adopted += 1
         log.info("adopted the session at epoch %d", epoch, extra={"session": session})
         return adopted
 
@@ -359,6 +360,23 @@ class Sessions:
         """(sessions with an agent, viewers), for STATUS= and metrics."""
         live = [s for s in self._owned.values() if not s.lost.is_set()]
         return sum(s.live for s in live), sum(len(s.hub) for s in live)
+
+    def spool_lags(self) -> list[int]:
+        """For each session with an agent: the bytes that it has said and we have not read."""
+        return [
+            owned.following.lag_bytes()
+            for owned in self._owned.values()
+            if owned.following is not None and not owned.following.gone.is_set()
+        ]
+
+    @property
+    def max_live(self) -> int:
+        """How many may have an agent."""
+        return self._limits.max_live
+
+    def stuck(self) -> int:
+        """Sessions whose agent's words cannot be stored just now."""
+        return sum(owned.stuck for owned in self._owned.values())
 
     # -- rights -----------------------------------------------------------------------------------
 

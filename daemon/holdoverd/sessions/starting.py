@@ -204,13 +204,18 @@ class Starter:
                 request,
                 self._owner.instance.observe,
             )
+        except LaunchError:
+            self._owner.instance.counts.launches["failed"] += 1
+            raise
         except KeeperError as error:
+            self._owner.instance.counts.launches["unsure"] += 1
             # Not awaited: whoever asked for the agent need not wait for what nobody can tell.
             log.warning("%s Probing it.", error, extra={"session": self._owner.id})
             if self._owner.model.creating:
                 await self._announce(launch)
             self._owner.spawn(self.recover, launch)
             return
+        self._owner.instance.counts.launches["started"] += 1
         if started.isolation == "none":
             log.warning(
                 "the agent runs without namespaces of its own: agents of one account can signal "

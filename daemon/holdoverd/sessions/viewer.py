@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from holdoverd.catalogue.records import MessageRow
 from holdoverd.errors import CatalogueError, HoldoverError
+from holdoverd.metrics.counts import Counts
 from holdoverd.sessions.model import MAIN, Delta, Event, Status
 from holdoverd.sessions.spool import Wake
 from holdoverd.sessions.wire import dumps, message_json, messages_frame
@@ -101,7 +102,10 @@ class Hub:
     called after the commit and never before.
     """
 
-    def __init__(self, committed: int, thread_n: dict[str, int]) -> None:
+    def __init__(
+        self, committed: int, thread_n: dict[str, int], counts: Counts | None = None
+    ) -> None:
+        self.counts = counts or Counts()
         self.committed = committed
         self.thread_n = thread_n
         self.ahead = False
@@ -365,9 +369,11 @@ class Viewer:
                     continue
                 if self._chars + len(frame.text) > DELTA_QUEUE_CHARS:
                     self._lost_deltas = True
+                    self._hub.counts.deltas_dropped += 1
                     self._drop_deltas()
                     continue
             elif self._chars and self._chars + len(frame.text) > QUEUE_CHARS:
+                self._hub.counts.viewers_behind += 1
                 self.finish(CLOSE_BEHIND)
                 return
             self._queue.append(frame)

@@ -10,6 +10,14 @@ async def instances(context: Context, _request: Request) -> Response:
     return json_response({"items": _router(context).instances(), "next": None})
 
 
+async def metrics(context: Context, _request: Request) -> Response:
+    """Prometheus' text; what each name means stands in it."""
+    if context.metrics is None:
+        raise Unavailable("This instance does not count yet; try again.")
+    text, media_type = await context.metrics.text()
+    return Response(200, text, (("Content-Type", media_type), ("Cache-Control", "no-store")))
+
+
 async def drain(context: Context, request: Request) -> Response:
     """Without `generation`, the instance that is asked."""
     fields = Fields(request.json_or_empty())
