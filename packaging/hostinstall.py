@@ -52,17 +52,21 @@ from holdoverd.deploy.layout import (  # noqa: E402
     new_generation,
     one_at_a_time,
     release_of_generation,
+    render,
     say,
     systemd_runs,
     templates_of,
     write_if_changed,
 )
 from holdoverd.deploy.outcome import Outcome  # noqa: E402
+from holdoverd.storage.keys import ensure_keys  # noqa: E402
 
 SYSUSERS = Path("/etc/sysusers.d/holdover.conf")
 TMPFILES = Path("/etc/tmpfiles.d/holdover.conf")
 AGENT_HOME = Path("/var/lib/holdover-agent")
+STORAGE_DATA = Path("/var/lib/holdover-storage")
 CONFIG = Path("/etc/holdover")
+STORAGE_KEYS = CONFIG / "storage-keys.json"
 DOCS = Path("/usr/local/share/doc/holdover")
 
 # What a release is made of. Its digest tells a changed tree from one already installed.
@@ -76,8 +80,12 @@ FIXED_UNITS = (
     "holdover.socket",
     "holdover-admin.socket",
     "holdover-boot.service",
+    "holdover-s3.socket",
+    "holdover-s3.service",
 )
 ENABLED = ("holdover.target", "holdover.socket", "holdover-admin.socket", "holdover-boot.service")
+# Once only: where people have disabled them, another S3 is used.
+STORAGE_ENABLED = ("holdover-storage.service", "holdover-s3.socket")
 
 
 # --- Rules: no file is touched below ------------------------------------------------------------
@@ -101,12 +109,19 @@ def choose_release(version: str, digest: str, installed: Iterable[Release]) -> t
     return name, False
 
 
+def storage_unit(templates: Path, *, release_dir: str) -> dict[str, str]:
+    """{unit file name: its text}."""
+    text = (templates / "holdover-storage.service.in").read_text()
+    return {"holdover-storage.service": render(text, {"RELEASE_DIR": release_dir})}
+
+
 def render_all(templates: Path, *, release_dir: str) -> dict[str, str]:
     """{unit file name: its text}: all that an install writes, as its first generation."""
     units = {name: (templates / name).read_text() for name in FIXED_UNITS}
     units |= agent_units(
         templates, release_dir=release_dir, account=DEFAULT_ACCOUNT, home=str(AGENT_HOME)
     )
+    units |= storage_unit(templates, release_dir=release_dir)
     return units | generation_units(
         templates, release_dir=release_dir, generation=1, version=tree_version(SOURCE)
     )
@@ -256,6 +271,7 @@ def install_files(release_dir: Path, templates: Path) -> bool:
     CONFIG.mkdir(mode=0o755, exist_ok=True)
 
     units = {name: (templates / name).read_text() for name in FIXED_UNITS}
+    units |= storage_unit(templates, release_dir=str(release_dir))
     changed = [write_if_changed(UNITS / name, text) for name, text in sorted(units.items())]
     home = pwd.getpwnam(DEFAULT_ACCOUNT).pw_dir
     changed.append(accounts.write_units(release_dir, DEFAULT_ACCOUNT, home))
@@ -320,6 +336,8 @@ def install(wheelhouse: Path | None, *, start_it: bool) -> None:
             build_release(name, version, digest, wheelhouse)
         templates = templates_of(release_dir)
         units_changed = install_files(release_dir, templates)
+        # Keys that were put there by hand are another S3's: none is run here then.
+        storage_is_new = ensure_keys(STORAGE_KEYS)
         generation = current_generation()
         is_new = generation is None or release_of_generation(generation) != name
         if is_new:
@@ -328,7 +346,9 @@ def install(wheelhouse: Path | None, *, start_it: bool) -> None:
         starting = start_it and systemd_runs()
         if systemd_runs() and (is_new or units_changed):
             call("systemctl", "daemon-reload", what="telling systemd of the units")
-        enabled = (*ENABLED, f"holdover-agent-{DEFAULT_ACCOUNT}.socket")
+        enabled: tuple[str, ...] = (*ENABLED, f"holdover-agent-{DEFAULT_ACCOUNT}.socket")
+        if storage_is_new:
+            enabled += STORAGE_ENABLED
         call("systemctl", "--quiet", "enable", *enabled, what="enabling the units")
         if is_new and starting:
             start(generation)
@@ -372,7 +392,8 @@ def uninstall(*, purge: bool) -> None:
             call("systemctl", "stop", "holdover*.service", "holdover*.slice", what="stopping")
             # A deploy that was taken back stays failed, for people to see, until here.
             call("systemctl", "reset-failed", "holdover*", what="forgetting failed units")
-        wanted = [unit for unit in units if unit in ENABLED or unit.endswith(".socket")]
+        known = (*ENABLED, *STORAGE_ENABLED)
+        wanted = [unit for unit in units if unit in known or unit.endswith(".socket")]
         if wanted:
             call("systemctl", "--quiet", "disable", *wanted, what="disabling the units")
         for unit in units:
@@ -387,9 +408,9 @@ def uninstall(*, purge: bool) -> None:
             shutil.rmtree(folder, ignore_errors=True)
         (STATE / "current").unlink(missing_ok=True)
         if purge:
-            for folder in (STATE, AGENT_HOME, CONFIG):
+            for folder in (STATE, STORAGE_DATA, AGENT_HOME, CONFIG):
                 shutil.rmtree(folder, ignore_errors=True)
-            for user in ("holdover", "holdover-agent"):
+            for user in ("holdover", "holdover-agent", "holdover-storage"):
                 with contextlib.suppress(KeyError):
                     pwd.getpwnam(user)
                     call("userdel", user, what=f"removing the user {user}")
@@ -397,7 +418,8 @@ def uninstall(*, purge: bool) -> None:
                 grp.getgrnam("holdover-admin")
                 call("groupdel", "holdover-admin", what="removing the group holdover-admin")
             shutil.rmtree(OPT, ignore_errors=True)
-    kept = "" if purge else f" {STATE}, {AGENT_HOME} and {CONFIG} are kept (--purge removes them)."
+    data = f"{STATE}, {STORAGE_DATA}, {AGENT_HOME} and {CONFIG}"
+    kept = "" if purge else f" {data} are kept (--purge removes them)."
     say(f"Holdover is uninstalled.{kept}")
 
 

@@ -115,3 +115,17 @@ def test_units_and_settings_name_the_same_things() -> None:
     # A connection is one descriptor, a session about four, and there are the daemon's own.
     needed = defaults.server.max_connections + 4 * defaults.sessions.max_live + 1000
     assert needed <= int(descriptors)
+
+
+def test_storage_comes_out_where_the_settings_look_for_it() -> None:
+    endpoint = settings.load([], {}).storage.endpoint
+    assert values(UNITS / "holdover-s3.socket", "ListenStream") == [
+        endpoint.removeprefix("http://")
+    ]
+
+
+def test_storage_and_its_door_have_no_network_but_what_is_let_out() -> None:
+    for name in ("holdover-storage.service.in", "holdover-s3.service"):
+        for key in ("PrivateNetwork", "PrivateTmp"):
+            assert values(UNITS / name, key) == ["yes"]
+        assert values(UNITS / name, "User") == ["holdover-storage"]

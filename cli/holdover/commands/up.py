@@ -24,9 +24,18 @@ from holdover.exits import CommandError
     metavar="COMMAND",
     help="Run this as Claude Code, with its arguments; quoted as for a shell.",
 )
+@click.option(
+    "--no-storage",
+    is_flag=True,
+    help="Run no storage: files cannot be put or shared, and 120 MB of memory stay free.",
+)
 @click.pass_context
 def up(
-    ctx: click.Context, port: int | None, state_dir: Path | None, agent_command: str | None
+    ctx: click.Context,
+    port: int | None,
+    state_dir: Path | None,
+    agent_command: str | None,
+    no_storage: bool,
 ) -> None:
     """Run Holdover here, in the foreground, without systemd and without root.
 
@@ -47,7 +56,8 @@ def up(
     from holdoverd.errors import HoldoverError
 
     try:
-        code = run_up(UpOptions(port=port, agent_command=agent_command), os.environ)
+        options = UpOptions(port=port, agent_command=agent_command, storage=not no_storage)
+        code = run_up(options, os.environ)
     except HoldoverError as error:
         raise CommandError(str(error)) from error
     ctx.exit(code)

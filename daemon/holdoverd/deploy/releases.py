@@ -107,7 +107,8 @@ def _from_index(requirement: str, version: str, wheel: Path | None) -> str:
 
 
 def uses(name: str) -> list[Use]:
-    """Why a release cannot be removed: instances, what boots, keepers, the agents' units."""
+    """Why a release cannot be removed: instances, what boots, keepers, the units
+    of agents and of storage."""
     folder = layout.RELEASES / name
     found = [
         Use(f"generation {generation}, which lives")
@@ -121,6 +122,9 @@ def uses(name: str) -> list[Use]:
     for unit in sorted(layout.UNITS.glob("holdover-agent-*@.service")):
         if f"{folder}/" in unit.read_text():
             found.append(Use(f"{unit.name}, which starts agents with it"))
+    storage = layout.UNITS / "holdover-storage.service"
+    if storage.is_file() and f"{folder}/" in storage.read_text():
+        found.append(Use(f"{storage.name}, which runs storage from it"))
     return found
 
 

@@ -2,7 +2,7 @@
 
 ``$HOLDOVER_STORAGE_CREDENTIALS`` names the file, else it is ``storage`` in
 ``$CREDENTIALS_DIRECTORY``, where ``LoadCredential=storage:…`` puts it. It holds
-``{"access_key": …, "secret_key": …}``. Not a setting, because settings are shown.
+``{"access_key": …, "secret_key": …}``, or ``{}`` where there are none. Not a setting, because settings are shown.
 """
 
 import json
@@ -45,6 +45,8 @@ def load_credentials(env: Mapping[str, str]) -> Credentials | None:
         return None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+        if data == {}:
+            return None
         keys = Credentials(data["access_key"], data["secret_key"])
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror}.") from error

@@ -112,6 +112,9 @@ class Daemon:
         }
         if self._plan.settings.sources["server.public_url"] == "default":
             environment["HOLDOVER_SERVER_PUBLIC_URL"] = self._sockets.address()
+        if (endpoint := self._sockets.storage_address()) and self._plan.storage is not None:
+            environment["HOLDOVER_STORAGE_ENDPOINT"] = endpoint
+            environment["HOLDOVER_STORAGE_CREDENTIALS"] = str(self._plan.storage.keys)
         shim = [sys.executable, "-I", "-S", str(_SHIM), str(os.getpid())]
         return subprocess.Popen(
             [*shim, ",".join(map(str, fds)), *self._plan.daemon_command],
@@ -128,7 +131,7 @@ class Daemon:
             # A report may bring the next deadline nearer while we wait: look now and then.
             now = trio.current_time()
             with trio.move_on_at(min(max(health.check_at(), now + 0.05), now + WATCHDOG_S / 4)):
-                await _wait_ended(process)
+                await wait_ended(process)
                 break
             if reason is None and (reason := health.overdue(trio.current_time())):
                 process.kill()
@@ -155,13 +158,13 @@ class Daemon:
             return
         process.terminate()
         with trio.move_on_after(STOP_S):
-            await _wait_ended(process)
+            await wait_ended(process)
         if process.returncode is None:
             process.kill()
-            await _wait_ended(process)
+            await wait_ended(process)
 
 
-async def _wait_ended(process: subprocess.Popen[bytes]) -> None:
+async def wait_ended(process: subprocess.Popen[bytes]) -> None:
     """Until the process is gone; its `returncode` is set then."""
     if process.poll() is not None:
         return

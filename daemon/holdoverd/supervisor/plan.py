@@ -13,6 +13,8 @@ from pathlib import Path
 from holdover import places
 from holdoverd.errors import SettingsError
 from holdoverd.settings import Settings, load_default
+from holdoverd.storage.plan import StoragePlan
+from holdoverd.storage.serve import find_program
 
 # sun_path holds 107 bytes; the longest name below the runtime folder is sessions/l_….sock.
 MAX_RUNTIME_BYTES = 107 - len("/sessions/l_0123456789abcdef.sock")
@@ -26,13 +28,26 @@ _NOT_PASSED_ON = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET",
 class UpOptions:
     """What was asked for on the command line.
 
-    `daemon_command` and `keeper_command` are the programs to run; tests put others there.
+    `storage`: run it here, unless the configuration names one. `daemon_command` and
+    `keeper_command` are the programs to run; tests put others there.
     """
 
     port: int | None = None
     agent_command: str | None = None
+    storage: bool = False
     daemon_command: tuple[str, ...] = (sys.executable, "-m", "holdoverd", "--generation", "1")
     keeper_command: tuple[str, ...] = (sys.executable, "-I", "-m", "holdoverd.keeper")
+
+
+@dataclass(frozen=True)
+class StorageUp:
+    """Storage to be run here: its S3 at `host` and `port`, with the keys in the file `keys`."""
+
+    plan: StoragePlan
+    host: str
+    port: int
+    keys: Path
+    log: Path
 
 
 @dataclass(frozen=True)
@@ -40,7 +55,8 @@ class Plan:
     """Everything decided.
 
     `environment` is the daemon's, without what depends on its process. `agent` is the default
-    agent; `agent_is_demo` that it is ours and no real one.
+    agent; `agent_is_demo` that it is ours and no real one. `storage` is None where the
+    configuration names another, or none is to run.
     """
 
     state: Path
@@ -56,6 +72,7 @@ class Plan:
     command_prefix: str
     daemon_command: tuple[str, ...]
     keeper_command: tuple[str, ...]
+    storage: StorageUp | None = None
 
     @property
     def admin_socket(self) -> Path:
@@ -129,6 +146,34 @@ def make_plan(options: UpOptions, env: Mapping[str, str]) -> Plan:
         command_prefix=_command_prefix(runtime, env),
         daemon_command=options.daemon_command,
         keeper_command=options.keeper_command,
+        storage=_storage(settings, state, runtime, host, port) if options.storage else None,
+    )
+
+
+def _storage(
+    settings: Settings, state: Path, runtime: Path, host: str, port: int
+) -> StorageUp | None:
+    """Storage beside the public listener, at the next port; None where it is configured elsewhere."""
+    program = find_program()
+    if settings.sources["storage.endpoint"] != "default" or program is None:
+        return None
+    data = state / "storage"
+    existing = next(path for path in (data, *data.parents) if path.exists())
+    plan = StoragePlan(
+        program=program,
+        data=data,
+        sockets=runtime / "storage",
+        identities=runtime / "storage" / "identities.json",
+        disk_bytes=shutil.disk_usage(existing).total,
+    )
+    # Never on a public address: people elsewhere reach it through the proxy that holds their TLS.
+    loopback = "::1" if ":" in host else "127.0.0.1"
+    return StorageUp(
+        plan=plan,
+        host=loopback,
+        port=port and (port + 1) % 65_536,
+        keys=state / "storage-keys.json",
+        log=state / "storage.log",
     )
 
 

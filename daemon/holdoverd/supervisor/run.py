@@ -2,6 +2,7 @@
 
 plan -> folders, locks, sockets
     agents     launches; its keepers outlive everything else here
+        storage    where files' bytes are; stopped after those who use it
         daemon     started again whenever it dies
         welcome    once it is ready
         signals    a stop request ends the daemon, then launches, then the agents
@@ -18,11 +19,13 @@ import trio
 
 from holdover.client import Client, Door
 from holdover.exits import CommandError, Exit
+from holdoverd.storage.keys import ensure_keys
 from holdoverd.supervisor import words
 from holdoverd.supervisor.agents import Agents
 from holdoverd.supervisor.daemon import Daemon
 from holdoverd.supervisor.plan import Plan, UpOptions, make_plan
 from holdoverd.supervisor.sockets import Sockets, open_sockets
+from holdoverd.supervisor.storage import Storage
 
 
 def run_up(options: UpOptions, env: Mapping[str, str]) -> int:
@@ -41,9 +44,16 @@ def run_up(options: UpOptions, env: Mapping[str, str]) -> int:
 async def _supervise(plan: Plan, sockets: Sockets) -> int:
     agents = Agents(plan, sockets.launch)
     daemon = Daemon(plan, sockets, _say)
+    storage = None
+    if plan.storage is not None and sockets.storage is not None:
+        # Before the daemon, which reads them at its start.
+        ensure_keys(plan.storage.keys)
+        storage = Storage(plan.storage, sockets.storage, _say)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         async with trio.open_nursery() as outer:
             await outer.start(agents.serve)
+            if storage is not None:
+                outer.start_soon(storage.run)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_run_daemon, daemon, nursery.cancel_scope)
                 nursery.start_soon(_welcome, plan, sockets, daemon)
@@ -55,8 +65,12 @@ async def _supervise(plan: Plan, sockets: Sockets) -> int:
             await daemon.stop()
             if killed := await agents.stop(hurry):
                 _say(f"{killed} agents did not stop in time and were killed.")
+            if storage is not None:
+                await storage.stop()
             outer.cancel_scope.cancel()
     agents.close()
+    if storage is not None:
+        storage.close()
     return Exit.FAILED if daemon.gave_up else Exit.OK
 
 
@@ -82,7 +96,13 @@ async def _welcome(plan: Plan, sockets: Sockets, daemon: Daemon) -> None:
     address = sockets.address()
     token = await trio.to_thread.run_sync(_login_token, plan, address, abandon_on_cancel=True)
     print(
-        words.welcome(plan, address=address, token=token, daemon_pid=daemon.pid),
+        words.welcome(
+            plan,
+            address=address,
+            token=token,
+            daemon_pid=daemon.pid,
+            storage=sockets.storage_address(),
+        ),
         flush=True,
     )
 

@@ -16,25 +16,35 @@ BACKLOG = 1024  # connections wait here while no daemon lives
 
 @dataclass(frozen=True)
 class Sockets:
-    """All of them open; the locks are held as long as `locks` are."""
+    """All of them open; the locks are held as long as `locks` are. `storage`: only where it runs."""
 
     public: socket.socket
     admin: socket.socket
     launch: socket.socket
     notify: socket.socket
     locks: tuple[int, ...]
+    storage: socket.socket | None = None
 
     def address(self) -> str:
         """The public listener as a URL; a wildcard address as the loopback that reaches it."""
-        host, port = self.public.getsockname()[:2]
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  compared only
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return _url(self.public)
+
+    def storage_address(self) -> str | None:
+        """Where S3 is, as a URL; None where no storage is run here."""
+        return _url(self.storage) if self.storage is not None else None
 
     def close(self) -> None:
-        for one in (self.public, self.admin, self.launch, self.notify):
-            one.close()
+        for one in (self.public, self.admin, self.launch, self.notify, self.storage):
+            if one is not None:
+                one.close()
         for fd in self.locks:
             os.close(fd)
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  compared only
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def open_sockets(plan: Plan) -> Sockets:
@@ -43,6 +53,8 @@ def open_sockets(plan: Plan) -> Sockets:
         try:
             folders = [plan.state, plan.state / "spool", plan.runtime]
             folders += [plan.runtime / name for name in ("agents", "instances", "sessions")]
+            if plan.storage is not None:
+                folders += [plan.storage.plan.data, plan.storage.plan.sockets]
             for folder in folders:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             locks = []
@@ -53,6 +65,15 @@ def open_sockets(plan: Plan) -> Sockets:
             admin = undo.enter_context(_unix(plan.admin_socket, socket.SOCK_STREAM))
             launch = undo.enter_context(_unix(plan.launch_socket, socket.SOCK_STREAM))
             notify = undo.enter_context(_unix(plan.notify_socket, socket.SOCK_DGRAM))
+            storage = None
+            if plan.storage is not None:
+                # Of a storage that was killed: they would be taken for the new one's.
+                for path in plan.storage.plan.sockets.glob("*.sock"):
+                    path.unlink()
+                # At any free port where that one is taken: URLs are signed with the port it got.
+                with contextlib.suppress(SettingsError):
+                    storage = undo.enter_context(_tcp(plan.storage.host, plan.storage.port))
+                storage = storage or undo.enter_context(_tcp(plan.storage.host, 0))
         except OSError as error:
             what = f" {error.filename}" if error.filename else ""
             raise SettingsError(
@@ -60,7 +81,7 @@ def open_sockets(plan: Plan) -> Sockets:
             ) from error
         notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         undo.pop_all()
-    return Sockets(public, admin, launch, notify, tuple(locks))
+    return Sockets(public, admin, launch, notify, tuple(locks), storage)
 
 
 def _lock(folder: Path) -> int:

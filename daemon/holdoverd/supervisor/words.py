@@ -1,10 +1,14 @@
 """What `holdover up` says. No I/O."""
 
+from pathlib import Path
+
 from holdoverd import __version__
 from holdoverd.supervisor.plan import Plan
 
 
-def welcome(plan: Plan, *, address: str, token: str | None, daemon_pid: int) -> str:
+def welcome(
+    plan: Plan, *, address: str, token: str | None, daemon_pid: int, storage: str | None = None
+) -> str:
     """The text printed once the daemon serves."""
     login = (
         f"token {token}\n             (for browsers and other machines; kept in {plan.token_file})"
@@ -18,6 +22,7 @@ Holdover {__version__} runs here in the foreground; Ctrl-C stops it.
     login    {login}
     agent    {_agent(plan)}
     data     {plan.state}
+    storage  {_storage(plan, storage)}
     daemon   process {daemon_pid}; kill -9 it while an agent talks, and see nothing get lost
 
 In another terminal, type next:
@@ -40,6 +45,14 @@ def _agent(plan: Plan) -> str:
     return f"{plan.agent} ({command[0]})"
 
 
+def _storage(plan: Plan, address: str | None) -> str:
+    if address is not None:
+        return f"{address} (S3, for files)"
+    if plan.settings.sources["storage.endpoint"] != "default":
+        return f"{plan.settings.storage.endpoint} (S3, as configured)"
+    return "none: files cannot be put or shared"
+
+
 def stopping(agents: int) -> str:
     """Said at Ctrl-C."""
     if not agents:
@@ -58,3 +71,22 @@ def died(status: int, reason: str | None, delay_s: float | None) -> str:
     if delay_s is None:
         return f"The daemon {how}{why} before it was ready, three times over; see above for why."
     return f"The daemon {how}{why}; starting it again in {delay_s:.1f} s. Agents go on."
+
+
+def storage_died(status: int, delay_s: float | None, log: Path) -> str:
+    """Said when storage's process is gone; `status` as in `Popen.returncode`."""
+    how = f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
+    if delay_s is None:
+        return (
+            f"Storage {how} before it was ready, three times over; see {log} for why. Files cannot "
+            "be had until you start again; sessions go on."
+        )
+    return f"Storage {how}; starting it again in {delay_s:.1f} s. Files wait meanwhile."
+
+
+def no_walls() -> str:
+    """Said when the kernel grants storage no namespaces."""
+    return (
+        "Storage runs without walls, since the kernel allows no user namespaces here: whoever has "
+        "an account on this machine may read and change all files through its side ports."
+    )

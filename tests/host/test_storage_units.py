@@ -1,0 +1,117 @@
+"""This host's storage under a real systemd: reached through its door, and by no other way."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.host.machine import Machine
+
+pytestmark = pytest.mark.host
+
+STORAGE, DOOR = "holdover-storage.service", "holdover-s3.service"
+
+# Tries, as whoever runs it, every port that listens and every socket and file of Holdover's and
+# storage's; prints what it could open.
+LOOK = r"""
+import os, socket, sys
+opened = []
+def attempt(name, action):
+    try:
+        action()
+    except OSError:
+        return
+    opened.append(name)
+def listening():
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in open(table).read().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":
+                yield int(fields[1].rpartition(":")[2], 16)
+# Below 1024 are the machine's own, a web server maybe.
+ports = sorted({*filter(lambda port: port > 1023, listening()),
+                9333, 19333, 8080, 18080, 8888, 18888, 8333, 18333})
+for port in ports:
+    attempt(port, lambda: socket.create_connection(("127.0.0.1", port), timeout=5).close())
+for top in ("/run", "/tmp", "/var/tmp"):
+    for folder, _, names in os.walk(top):
+        for name in names:
+            path = os.path.join(folder, name)
+            if ("holdover" in path or "seaweed" in path) and not os.path.islink(path):
+                attempt(path, lambda: socket.socket(socket.AF_UNIX).connect(path))
+                attempt(path, lambda: open(path, "rb"))
+for path in ("/run/holdover-storage/s3.sock", "/run/holdover-storage/filer.sock"):
+    attempt(path, lambda: socket.socket(socket.AF_UNIX).connect(path))
+for line in open("/proc/net/unix"):
+    name = line.split()[-1]
+    if name.startswith("@") and ("seaweed" in name or "holdover" in name):
+        attempt(name, lambda: socket.socket(socket.AF_UNIX).connect("\0" + name[1:]))
+for path in ("/var/lib/holdover-storage", "/run/holdover-storage", "/var/lib/holdover"):
+    attempt(path, lambda: os.listdir(path))
+for path in ("/etc/holdover/storage-keys.json", "/run/credentials/holdover-storage.service/storage"):
+    attempt(path, lambda: open(path, "rb"))
+print(opened)
+"""
+
+
+def status(machine: Machine) -> str:
+    """What a visitor of S3 gets; waits as long as storage is being started."""
+    command = ["curl", "-sS", "-m", "90", "-o", "/dev/null", "-w", "%{http_code}"]
+    return machine.run([*command, "http://127.0.0.1:8781/status"]).stdout
+
+
+def test_storage_runs_with_the_target_and_answers_through_its_door(host: Machine) -> None:
+    host.systemctl("start", STORAGE)
+    assert host.show(STORAGE, "ActiveState") == "active"
+    assert host.systemctl("is-enabled", "holdover-s3.socket").stdout.strip() == "enabled"
+    assert status(host) == "200"
+    assert host.show(DOOR, "ActiveState") == "active"
+
+
+def test_killed_it_comes_back_and_visitors_wait(host: Machine) -> None:
+    assert status(host) == "200"
+    before = host.show(STORAGE, "MainPID")
+    host.systemctl("kill", "--signal=KILL", "--kill-who=main", STORAGE)
+    # The visit may meet the dying door; the one after it waits in the socket.
+    host.run(["sh", "-c", "until [ \"$(systemctl show -P MainPID $0)\" != $1 ]; do :; done",
+              STORAGE, before])  # fmt: skip
+    assert status(host) == "200"
+    assert host.show(STORAGE, "MainPID") not in {before, "0"}
+
+
+@pytest.mark.parametrize("user", ["nobody", "holdover-agent"])
+def test_others_open_the_public_door_and_s3_and_nothing_else(host: Machine, user: str) -> None:
+    assert status(host) == "200"
+    seen = host.run(["/usr/bin/python3", "-I", "-c", LOOK], user=user)
+    assert seen.stdout == "[8780, 8781]\n", seen.stderr
+
+
+def test_s3_gives_nothing_without_a_signature(host: Machine) -> None:
+    for path in ("", "holdover", "holdover/f", "?policy"):
+        answer = host.run(
+            [
+                "curl",
+                "-sS",
+                "-o",
+                "/dev/null",
+                "-w",
+                "%{http_code}",
+                f"http://127.0.0.1:8781/{path}",
+            ]
+        )
+        assert answer.stdout == "403", path
+
+
+def test_no_secret_is_in_a_command_line_or_the_journal(host: Machine) -> None:
+    keys = json.loads(host.read("/etc/holdover/storage-keys.json"))
+    assert (
+        host.run(["stat", "-c", "%a %U", "/etc/holdover/storage-keys.json"]).stdout == "600 root\n"
+    )
+    told = host.run(["ps", "-eo", "args"]).stdout + host.journal(STORAGE) + host.journal(DOOR)
+    assert "-s3.config=/run/holdover-storage/identities.json" in told
+    for secret in keys.values():
+        assert secret not in told
+    for unit in (STORAGE, "holdoverd@1.service"):
+        environment = host.run(["cat", f"/proc/{host.show(unit, 'MainPID')}/environ"]).stdout
+        assert keys["secret_key"] not in environment
