@@ -18,6 +18,7 @@ COMMANDS = {  # {name: (module, one line of help)}
     "login": ("holdover.commands.login", "Save the address of a server and a token for it."),
     "logout": ("holdover.commands.login", "Forget the saved address and token."),
     "session": ("holdover.commands.session", "Talk to agent sessions, list and end them."),
+    "agent": ("holdover.commands.agent", "Install agents' programs, list them, log them in."),
     "token": ("holdover.commands.token", "Make, list and revoke tokens."),
     "account": ("holdover.commands.account", "Say as which Unix users agents may run here."),
     "status": ("holdover.commands.status", "What runs, and how many sessions in which state."),

@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 HOST_RUNTIME = Path("/run/holdover")
+HOST_PROGRAMS = Path("/opt/holdover/agents")
+HOST_LOGINS = Path("/etc/holdover/credentials")
+OWN_LOGIN = "login"
+"""The one login of `holdover up`; a host's are called by their accounts."""
 
 
 def home(env: Mapping[str, str]) -> Path:
@@ -20,6 +24,17 @@ def state_dir(env: Mapping[str, str]) -> Path:
     if chosen := env.get("HOLDOVER_STATE_DIR"):
         return Path(chosen).absolute()
     return home(env) / ".local" / "state" / "holdover"
+
+
+def programs_dir(env: Mapping[str, str]) -> Path:
+    """Where `agent install` puts programs for `holdover up`."""
+    base = env.get("XDG_DATA_HOME")
+    return (Path(base) if base else home(env) / ".local" / "share") / "holdover" / "agents"
+
+
+def logins_dir(env: Mapping[str, str]) -> Path:
+    """Where `agent login` keeps the login for `holdover up`."""
+    return state_dir(env) / "credentials"
 
 
 def runtime_dir(env: Mapping[str, str]) -> Path:

@@ -91,10 +91,15 @@ def replies(script: list[Step]) -> list[list[Step]]:
 
 
 def results(messages: list[dict[str, Any]]) -> str:
-    """The first line of each tool result in the last message."""
+    """The first line of each tool result since the assistant spoke last.
+
+    In the last message, mostly; some versions put reminders into a message behind it.
+    """
     found = []
-    content = messages[-1].get("content") if messages else None
-    for block in content if isinstance(content, list) else []:
+    last = max((i for i, m in enumerate(messages) if m.get("role") == "assistant"), default=-1)
+    contents = [message.get("content") for message in messages[last + 1 :]]
+    blocks = [block for content in contents if isinstance(content, list) for block in content]
+    for block in blocks:
         if block.get("type") == "tool_result":
             body = block.get("content")
             if isinstance(body, list):

@@ -13,7 +13,7 @@ import pytest
 
 from holdoverd.agents.presets import AgentSettings, build_launch
 from tests.agents.driver import DEADLINE_S, AgentProcess
-from tests.claude.install import FOLDER, InstallError, install, installed
+from tests.claude.install import LOCKS, InstallError, install, installed
 
 API = Path(__file__).with_name("api.py")
 #: With these, nothing leaves the machine.
@@ -25,11 +25,11 @@ LOOPBACK_ENV = {
 }
 
 
-@pytest.fixture(scope="session")
-def claude_binary() -> Path:
-    """The native program; installed on first use, which needs npm and the network."""
+@pytest.fixture(scope="session", params=LOCKS, ids=["newest", "older"])
+def claude_binary(request: pytest.FixtureRequest) -> Path:
+    """The native program, of two versions; installed on first use, with npm and the network."""
     try:
-        return installed(FOLDER) or install(FOLDER)
+        return installed(request.param) or install(request.param)
     except InstallError as error:
         pytest.skip(f"no Claude Code: {error}")
 

@@ -1,9 +1,10 @@
 """Install the real Claude Code that the tests run, and print the path of its binary.
 
-    python3 tests/claude/install.py [--to FOLDER]
+    python3 tests/claude/install.py [--older]
 
-The version and the digests stand in package.json and package-lock.json beside this file. Runs
-``npm ci``; without npm, and as root, npm is installed from the distribution first. Does nothing
+There are two: the newest when the tests were last gone through, and an older one that people may
+still have. Versions and digests stand in package.json and package-lock.json, here and in older/.
+Runs ``npm ci``; without npm, and as root, npm is installed from the distribution first. Does nothing
 when the locked version is there already.
 """
 
@@ -16,7 +17,9 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-FOLDER = HERE.parent.parent / ".build" / "claude"
+BUILD = HERE.parent.parent / ".build"
+FOLDER = BUILD / "claude"
+LOCKS = {FOLDER: HERE, BUILD / "claude-older": HERE / "older"}  # {where it is installed: its lock}
 PACKAGE = "@anthropic-ai/claude-code"
 MACHINES = {"x86_64": "x64", "aarch64": "arm64"}
 
@@ -25,8 +28,8 @@ class InstallError(Exception):
     """Claude Code cannot be installed here; the message says what is missing."""
 
 
-def locked_version() -> str:
-    lock = json.loads((HERE / "package-lock.json").read_text())
+def locked_version(folder: Path) -> str:
+    lock = json.loads((LOCKS[folder] / "package-lock.json").read_text())
     return str(lock["packages"][f"node_modules/{PACKAGE}"]["version"])
 
 
@@ -47,7 +50,7 @@ def installed(folder: Path) -> Path | None:
         version = json.loads((program.parent / "package.json").read_text())["version"]
     except (OSError, ValueError, KeyError):
         return None
-    return program if version == locked_version() and os.access(program, os.X_OK) else None
+    return program if version == locked_version(folder) and os.access(program, os.X_OK) else None
 
 
 def npm() -> str:
@@ -70,7 +73,7 @@ def install(folder: Path = FOLDER) -> Path:
         return found
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("package.json", "package-lock.json"):
-        shutil.copyfile(HERE / name, folder / name)
+        shutil.copyfile(LOCKS[folder] / name, folder / name)
     # Its install script only links the binary under another name; we run it where it lies.
     command = [npm(), "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
     try:
@@ -84,9 +87,10 @@ def install(folder: Path = FOLDER) -> Path:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Install Claude Code for tests.")
-    parser.add_argument("--to", type=Path, default=FOLDER, help="folder (default: .build/claude)")
+    parser.add_argument("--older", action="store_true", help="the older of the two")
+    newest, older = LOCKS
     try:
-        print(install(parser.parse_args().to))
+        print(install(older if parser.parse_args().older else newest))
     except (InstallError, subprocess.CalledProcessError) as error:
         print(f"install.py: {error}", file=sys.stderr)
         return 1

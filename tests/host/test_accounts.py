@@ -232,6 +232,35 @@ def test_neither_reaches_the_others_processes_homes_and_spools(
     assert not bob.kinds(second, "notice")
 
 
+def test_a_login_reaches_its_accounts_agents_and_nobody_else(
+    machine: Machine, people: tuple[Person, Person]
+) -> None:
+    alice, bob = people
+    secret = "sk-ant-oat01-" + "s3cret" * 8
+    show = 'echo "$CLAUDE_CODE_OAUTH_TOKEN"'
+    before = alice.new()
+    login = ["holdover", "agent", "login", "--account", "alice"]
+    done = machine.run(login, input=secret + "\n")
+    assert secret not in done.stdout + done.stderr
+    assert machine.run(["stat", "-c", "%a %U", "/etc/holdover/credentials"]).stdout == "700 root\n"
+    hers, his = alice.new(), bob.new()
+    assert alice.run(hers, show) == f"{secret}\nstatus 0"
+    # Whoever ran already goes on as it was; another account has nothing of it.
+    assert alice.run(before, show) == "\nstatus 0"
+    assert bob.run(his, show) == "\nstatus 0"
+    said = bob.run(his, "cat /etc/holdover/credentials/alice /run/credentials/*/login")
+    assert secret not in said
+    # Not in any command line, unit file or journal.
+    assert secret not in machine.run(["ps", "-efww"]).stdout
+    assert secret not in machine.run(["journalctl", "--no-pager"]).stdout
+    grep = ["grep", "-r", "--files-with-matches", secret, "/etc/systemd", "/run/systemd"]
+    assert machine.run(grep, check=False).stdout == ""
+    unknown = machine.run([*login[:-1], "mallory"], input=secret + "\n", check=False)
+    assert unknown.returncode == 3
+    machine.run([*login, "--remove"])
+    assert alice.run(alice.new(), show) == "\nstatus 0"
+
+
 @pytest.fixture
 def tight(machine: Machine) -> Iterator[None]:
     """Alice's limits, small enough to be reached without harm to the machine the tests run on."""

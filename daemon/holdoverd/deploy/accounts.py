@@ -26,6 +26,9 @@ DEFAULT_ACCOUNT = "holdover-agent"
 """Made by the install itself; agents of owners that are bound to no other account run as it."""
 
 DAEMON_USER = "holdover"
+LOGINS = Path("/etc/holdover/credentials")
+"""Root's alone; a file for each account that `holdover agent login` was told one of."""
+
 ADMIN_GROUP = "holdover-admin"
 
 # It stands in a unit file: no blank, no quote, no `%`, which systemd would read as something else.
@@ -218,7 +221,7 @@ def list_all() -> list[Account]:
 
 
 def remove(name: str, *, end_agents: bool) -> None:
-    """Take the account's socket and service away; its user, home and sessions stay.
+    """Take the account's socket, service and login away; its user, home and sessions stay.
 
     Raises InstallError when it is not there, is the default one, or has agents that are not to end.
     """
@@ -246,6 +249,7 @@ def remove(name: str, *, end_agents: bool) -> None:
             call("systemctl", "stop", f"holdover-agent-{name}@*.service", what="ending the agents")
         for file in (unit, f"holdover-agent-{name}@.service"):
             (layout.UNITS / file).unlink(missing_ok=True)
+        (LOGINS / name).unlink(missing_ok=True)
         call("systemctl", "daemon-reload", what="telling systemd of the units")
 
 

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from holdoverd.errors import LaunchError
-from holdoverd.keeper import account, chain, folders, launch, spool, transcripts
+from holdoverd.keeper import account, chain, credentials, folders, launch, spool, transcripts
 from holdoverd.keeper.keeper import Keeper
 from holdoverd.keeper.log import open_log
 
@@ -91,7 +91,9 @@ def _launch(
         listener_fd, lock_fd, spool_fd = _check_descriptors(fds)
         entry = account.passwd_entry()
         home = os.environ.get("HOME") or entry.pw_dir
-        env = account.agent_environment(os.environ, entry, request.env)
+        # What the configuration says of the same variable is more particular, and wins.
+        asked = {**_login(log), **request.env}
+        env = account.agent_environment(os.environ, entry, asked)
         if request.cwd is None:
             cwd_fd, cwd = folders.make_workspace(request.workspace, home)
         else:
@@ -151,6 +153,14 @@ def _launch(
     # A daemon that died meanwhile changes nothing: the next owner finds the listener.
     _answer(connection, answer, log, linger_s=0)
     return keeper
+
+
+def _login(log: Callable[[str], None]) -> dict[str, str]:
+    try:
+        return credentials.read(os.environ)
+    except OSError as error:
+        log(f"the account's login cannot be read ({error.strerror}), going on without")
+        return {}
 
 
 def _check_sender(connection: socket.socket, daemon_uid: int) -> None:

@@ -91,7 +91,8 @@ def resolve_program(name: str, env: Mapping[str, str], home: str) -> str:
     where = "" if path.startswith("/") else f" in PATH ({env['PATH']})"
     raise LaunchError(
         f"the agent's program {path} was not found{where} by the account {env['USER']}; "
-        "install it for that account, or name its path in the agent's command",
+        "`holdover agent install` brings the agents that Holdover knows; any other is installed for "
+        "that account, or named by its path in the agent's command",
         code="agent_missing",
     )
 

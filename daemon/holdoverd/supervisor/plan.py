@@ -104,6 +104,9 @@ def make_plan(options: UpOptions, env: Mapping[str, str]) -> Plan:
             "bytes): set HOLDOVER_RUNTIME_DIR to a shorter one."
         )
     passed = {key: value for key, value in env.items() if key not in _NOT_PASSED_ON}
+    # What `holdover agent install` has brought comes first, as it does on a host.
+    programs = places.programs_dir(env) / "bin"
+    passed["PATH"] = f"{programs}:{env.get('PATH') or os.defpath}"
     if options.agent_command is not None:
         if not options.agent_command.strip():
             raise SettingsError(
@@ -114,7 +117,7 @@ def make_plan(options: UpOptions, env: Mapping[str, str]) -> Plan:
     account = _account()
     host, port = settings.server.address()
     port = port if options.port is None else options.port
-    agent = _default_agent(settings, env)
+    agent = _default_agent(settings, passed)
     chosen = {
         "sessions.default_agent": agent,
         "sessions.default_account": account,
@@ -140,7 +143,12 @@ def make_plan(options: UpOptions, env: Mapping[str, str]) -> Plan:
         settings=settings,
         environment=daemon,
         # The folder marks the keepers of this supervisor, also for its successor.
-        keeper_environment={**passed, "HOLDOVER_RUNTIME_DIR": str(runtime)},
+        keeper_environment={
+            **passed,
+            "HOLDOVER_RUNTIME_DIR": str(runtime),
+            # As systemd names the folder of a unit's credentials; `holdover agent login` fills it.
+            "CREDENTIALS_DIRECTORY": str(places.logins_dir(env)),
+        },
         agent=settings.sessions.default_agent,
         agent_is_demo=settings.agents[settings.sessions.default_agent].preset == "demo",
         command_prefix=_command_prefix(runtime, env),

@@ -40,7 +40,7 @@ def _agent(plan: Plan) -> str:
     if plan.agent_is_demo:
         return (
             "demo: a built-in stand-in that repeats what you say. This is no real agent;\n"
-            "             put an executable `claude` on the PATH and start again for Claude Code"
+            "             for Claude Code: `holdover agent install claude`, then start again"
         )
     return f"{plan.agent} ({command[0]})"
 
