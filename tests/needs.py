@@ -9,7 +9,9 @@ def test_full_disk_damages_no_line(): ...
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +31,23 @@ def _groups_are_read_only() -> str | None:
     return f"needs control groups of its own: {memory} cannot be written, as in most containers"
 
 
+def postgresql_programs() -> Path | None:
+    """The folder of the newest PostgreSQL server here; Debian keeps it off the PATH."""
+    found = shutil.which("initdb")
+    if found is not None:
+        return Path(found).parent
+    folders = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
+    return max(folders, key=lambda path: int(path.parent.name), default=None)
+
+
+def _lacks_postgresql() -> str | None:
+    if postgresql_programs() is None:
+        return "needs a PostgreSQL server (Debian's package postgresql), not found on this machine"
+    if os.geteuid() == 0 and not any(user.pw_name == "postgres" for user in pwd.getpwall()):
+        return "needs the user `postgres` to run PostgreSQL as, since root may not"
+    return None
+
+
 NOT_ROOT = None if os.geteuid() == 0 else "needs root: mounts, users or namespaces of its own"
 NO_NSPAWN = (
     NOT_ROOT or _lacks("systemd-nspawn", "nsenter", "unshare", "setpriv") or _groups_are_read_only()
@@ -36,6 +55,7 @@ NO_NSPAWN = (
 NO_MMDEBSTRAP = NO_NSPAWN or _lacks("mmdebstrap")
 NO_SYSTEMD_TOOLS = _lacks("systemd-analyze")
 NO_SOCKET_ACTIVATE = _lacks("systemd-socket-activate")
+NO_POSTGRESQL = _lacks_postgresql()
 
 needs_root = pytest.mark.skipif(NOT_ROOT is not None, reason=NOT_ROOT or "")
 needs_nspawn = pytest.mark.skipif(NO_NSPAWN is not None, reason=NO_NSPAWN or "")

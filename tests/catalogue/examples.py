@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from msgspec import structs
 
 from holdoverd.catalogue.records import (
@@ -19,6 +20,9 @@ from holdoverd.catalogue.records import (
 )
 
 SESSION = "s_0000000000000001"
+
+# A test of what SQLite alone does.
+on_sqlite = pytest.mark.parametrize("database", ["sqlite"])
 
 _ROW = SessionRow(
     id=SESSION,

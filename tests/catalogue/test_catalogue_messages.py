@@ -183,7 +183,7 @@ def test_any_text_comes_back_byte_for_byte(bodies: list[str], name: str) -> None
     assert (found[0].uuid, found[0].client_id, found[0].request_id, found[0].thread) == (name,) * 4
 
 
-@pytest.mark.parametrize("character", ["x", "é", "€", "𝄞", "\x00"])
+@pytest.mark.parametrize("character", ["x", "é", "€", "𝄞", "\x7f"])
 @pytest.mark.parametrize("over", [0, 1])
 def test_a_body_over_the_limit_is_listed_by_its_beginning(
     cx: Connection, character: str, over: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import stat
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from holdoverd.catalogue.instances import InstanceRow
 from holdoverd.catalogue.migrate import MIGRATIONS, schema_version
 from holdoverd.catalogue.store import Catalogue
 from holdoverd.errors import CatalogueError
-from tests.catalogue.examples import SESSION, a_session, full_change
+from tests.catalogue.examples import SESSION, a_session, full_change, on_sqlite
 
 
 def test_migrations_arrive_at_exactly_the_schema(cx: Connection) -> None:
@@ -70,6 +69,7 @@ def test_a_record_is_its_table(columns: tuple[str, ...], table: object, added: s
     assert {*columns, *added} == {column.name for column in table.columns}  # type: ignore[attr-defined]
 
 
+@on_sqlite
 def test_the_file_is_for_its_owner_alone(tmp_path: Path, url: str) -> None:
     catalogue = Catalogue.open(url)
     try:
@@ -80,6 +80,7 @@ def test_the_file_is_for_its_owner_alone(tmp_path: Path, url: str) -> None:
     assert set(modes.values()) == {0o600}  # the log, its index and the turns as well
 
 
+@on_sqlite
 def test_a_commit_is_on_the_disk_when_it_returns(catalogue: Catalogue) -> None:
     """The pragmas that promise it, as the writer's own connection has them."""
 
@@ -123,10 +124,11 @@ def test_processes_that_open_a_new_catalogue_together_converge(url: str) -> None
 
 
 def _alter(url: str, *statements: str) -> None:
-    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+    engine = create_engine(url)
+    with engine.begin() as cx:
         for statement in statements:
-            connection.execute(statement)
-    connection.close()
+            cx.exec_driver_sql(statement)
+    engine.dispose()
 
 
 def test_a_newer_schema_is_refused_unless_it_says_it_is_usable(url: str) -> None:
@@ -146,10 +148,10 @@ def test_an_older_release_opens_what_a_newer_one_only_added_to(url: str) -> None
     Catalogue.open(url).close()
     _alter(url, "UPDATE alembic_version SET version_num = '0099'")
     Catalogue.open(url).close()
-    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
-        found = connection.execute("SELECT version_num FROM alembic_version").fetchall()
-    connection.close()
-    assert found == [("0099",)]
+    engine = create_engine(url)
+    with engine.connect() as cx:
+        assert cx.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == "0099"
+    engine.dispose()
 
 
 def test_an_old_catalogue_is_brought_up_with_all_that_is_in_it(url: str) -> None:
@@ -172,11 +174,12 @@ def test_an_old_catalogue_is_brought_up_with_all_that_is_in_it(url: str) -> None
 
 
 def test_a_database_of_something_else_is_left_alone(url: str) -> None:
-    _alter(url, "CREATE TABLE other (x)")
+    _alter(url, "CREATE TABLE other (x integer)")
     with pytest.raises(CatalogueError, match="in use, but not by a Holdover catalogue"):
         Catalogue.open(url)
 
 
+@on_sqlite
 def test_a_file_that_is_no_database_is_named(tmp_path: Path, url: str) -> None:
     (tmp_path / "catalogue.db").write_text("Dear diary, " * 500)
     with pytest.raises(CatalogueError, match=r"catalogue\.db is not an SQLite database"):
@@ -197,10 +200,14 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         ("sqlite://", "names no file"),
         ("sqlite:///:memory:", "names no file"),
         ("sqlite:////tmp/x.db?cache=shared", "names no file"),
-        ("postgresql+psycopg://host/db", "in SQLite, not in postgresql"),
+        ("postgresql://host/db", "cannot be kept in postgresql;"),
+        ("mysql://host/db", "cannot be kept in mysql;"),
+        ("postgresql+psycopg://host", "names no database"),
+        ("postgresql+psycopg://host/db?password=geheim", "password among the parameters"),
     ],
 )
 def test_an_address_that_cannot_be_used_says_what_would(url: str, reason: str) -> None:
     with pytest.raises(CatalogueError, match=reason) as raised:
         Catalogue.open(url)
     assert "sqlite:////absolute/path" in str(raised.value)
+    assert "geheim" not in str(raised.value)

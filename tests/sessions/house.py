@@ -38,6 +38,11 @@ DEAF = "import time\ntime.sleep(600)"
 CLOSES_STDIN = "import os, time\nos.close(0)\ntime.sleep(600)"
 
 
+def catalogue_url(folder: Path) -> str:
+    """Where a house has its catalogue; a test may put another in its place."""
+    return f"sqlite:///{folder}/catalogue.db"
+
+
 @dataclass
 class House:
     folder: Path
@@ -104,7 +109,7 @@ async def a_house(folder: Path, program: str, *, max_live: int = 100) -> AsyncIt
     for path in (paths.spools, paths.sessions, paths.agents):
         path.mkdir(exist_ok=True)
     agent = AgentSettings("a", (sys.executable, "-c", program), {}, (), None)
-    catalogue = Catalogue.open(f"sqlite:///{folder}/catalogue.db")
+    catalogue = Catalogue.open(catalogue_url(folder))
     house: House | None = None
     try:
         async with trio.open_nursery() as nursery:

@@ -9,9 +9,16 @@ import trio
 
 from holdoverd.sessions.following import Following
 from holdoverd.sessions.viewer import Viewer, ViewerCursor
+from tests.sessions import house as house_module
 from tests.sessions.house import ADMIN, House, a_house, a_prompt
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def on_either_database(migrated: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(house_module, "catalogue_url", lambda _folder: migrated)
+
 
 # A sub-agent has begun a sentence, and is still at it when the main thread has said a whole one.
 SPEAKS = r"""

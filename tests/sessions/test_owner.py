@@ -11,6 +11,7 @@ import trio
 from holdoverd.errors import Capacity, CatalogueError, NotFound, RequestError, Unavailable
 from holdoverd.sessions import launcher, owner, service
 from holdoverd.sessions.viewer import ViewerClosed
+from tests.sessions import house as house_module
 from tests.sessions.house import (
     ADMIN,
     BOB,
@@ -23,6 +24,11 @@ from tests.sessions.house import (
 )
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def on_either_database(migrated: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(house_module, "catalogue_url", lambda _folder: migrated)
 
 
 def has_open_stdin(keeper: int) -> bool:

@@ -1,7 +1,7 @@
 """Where SQLite and PostgreSQL differ, and nothing else in the catalogue does.
 
 A `Dialect` opens engines, gives turns to write and translates what the driver
-raises. SQLite is complete here; PostgreSQL will be a second subclass of `Dialect`.
+raises. SQLite's is here, PostgreSQL's in `postgresql`.
 """
 
 import contextlib
@@ -28,6 +28,8 @@ TURN_TIMEOUT_S = 5.0
 # takes half, but then many slow sessions, the usual case, write half as much again to the disk.
 PAGE_BYTES = 8192
 
+_ADDRESSES = "sqlite:////absolute/path or postgresql+psycopg://user@host/database"
+
 _E = TypeVar("_E", bound=HoldoverError)
 
 
@@ -47,6 +49,14 @@ class Dialect(ABC):
         """An engine of up to `size` connections that cannot write; a transaction is a snapshot."""
 
     @abstractmethod
+    def migration_engine(self) -> Engine:
+        """An engine whose transactions exclude each other, and may take long."""
+
+    @abstractmethod
+    def check(self, cx: Connection) -> None:
+        """Raises CatalogueError for a database that cannot hold a catalogue; before migrating."""
+
+    @abstractmethod
     def turn(self, timeout_s: float = TURN_TIMEOUT_S) -> contextlib.AbstractContextManager[None]:
         """The turn of this process to write; raises CatalogueError when it does not come."""
 
@@ -57,6 +67,29 @@ class Dialect(ABC):
     @abstractmethod
     def in_transaction(self, cx: Connection) -> bool:
         """Whether the database still has the transaction open that `cx` believes to be in."""
+
+    @abstractmethod
+    def can_commit(self, cx: Connection) -> bool:
+        """Whether a commit would store what was written: `in_transaction`, and it has not failed."""
+
+    def conflict(self, _error: BaseException, /) -> bool:
+        """Whether another's transaction came between: nothing is stored, and a rerun may be."""
+        return False
+
+    def lost(self, _error: BaseException, /) -> bool:
+        """Whether the connection is gone, which says nothing about what was asked."""
+        return False
+
+    def mark(self, _cx: Connection, /) -> object:
+        """What `committed` knows the transaction by that `cx` is in."""
+        return None
+
+    def committed(self, _mark: object, /) -> bool | None:
+        """Whether a transaction whose commit lost its connection came about; None: unknown.
+
+        May block for seconds.
+        """
+        return None
 
     @abstractmethod
     def translate(self, error: BaseException) -> BaseException:
@@ -73,12 +106,14 @@ def dialect_for(url: str) -> Dialect:
         parsed = make_url(url)
     except SQLAlchemyError as error:
         raise CatalogueError(
-            "The catalogue's address is no database URL; write it as sqlite:////absolute/path."
+            f"The catalogue's address is no database URL; write it as {_ADDRESSES}."
         ) from error
-    if parsed.get_backend_name() != "sqlite":
+    if parsed.drivername == "postgresql+psycopg":
+        return _postgresql(parsed)
+    if parsed.drivername != "sqlite":
         raise CatalogueError(
-            f"This release keeps its catalogue in SQLite, not in {parsed.get_backend_name()}; "
-            "set [catalogue] url to sqlite:////absolute/path."
+            f"The catalogue cannot be kept in {parsed.drivername}; write [catalogue] url as "
+            f"{_ADDRESSES}."
         )
     if not parsed.database or parsed.database == ":memory:" or parsed.query:
         raise CatalogueError(
@@ -86,6 +121,24 @@ def dialect_for(url: str) -> Dialect:
             "outlive its process. Write it as sqlite:////absolute/path."
         )
     return SQLiteDialect(parsed, Path(parsed.database))
+
+
+def _postgresql(url: URL) -> Dialect:
+    if not url.database or "password" in url.query:
+        # Not shown: it may hold the password.
+        raise CatalogueError(
+            "The catalogue's PostgreSQL address names no database, or has its password among the "
+            f"parameters; write it as {_ADDRESSES}."
+        )
+    try:
+        # Here, because it takes longer to load than the rest of the catalogue.
+        from holdoverd.catalogue.postgresql import PostgreSQLDialect
+    except ImportError as error:
+        raise CatalogueError(
+            f"PostgreSQL needs psycopg, which cannot be loaded here ({error}); install "
+            "holdover[daemon] with all it asks for."
+        ) from error
+    return PostgreSQLDialect(url)
 
 
 class SQLiteDialect(Dialect):
@@ -145,6 +198,12 @@ class SQLiteDialect(Dialect):
 
         return engine
 
+    def migration_engine(self) -> Engine:
+        return self.writer_engine()
+
+    def check(self, cx: Connection) -> None:
+        """Any SQLite can."""
+
     def reader_engine(self, size: int) -> Engine:
         engine = self._engine(poolclass=QueuePool, pool_size=size, max_overflow=0)
 
@@ -161,6 +220,7 @@ class SQLiteDialect(Dialect):
     def _engine(self, **options: Any) -> Engine:
         engine = create_engine(
             self.url,
+            hide_parameters=True,  # they may be somebody's words, and errors go to the log
             # isolation_level None: the driver begins nothing by itself. The timeout is for
             # strangers (a shell, a backup); instances take turns and hardly ever meet here.
             connect_args={
@@ -181,6 +241,9 @@ class SQLiteDialect(Dialect):
         driver: Any = cx.connection.dbapi_connection
         return bool(driver.in_transaction)
 
+    def can_commit(self, cx: Connection) -> bool:
+        return self.in_transaction(cx)
+
     def translate(self, error: BaseException) -> BaseException:
         if isinstance(error, OSError):
             return _from_os_error(self.path, error)
@@ -188,7 +251,7 @@ class SQLiteDialect(Dialect):
             return error
         original = error.orig if isinstance(error, DBAPIError) else error
         if isinstance(original, sqlite3.IntegrityError):
-            return _caused(
+            return caused(
                 Internal(
                     f"A write contradicts what the catalogue holds ({original}); nothing of it "
                     "was stored. This is a defect of Holdover: please report it."
@@ -200,7 +263,7 @@ class SQLiteDialect(Dialect):
         reason, remedy = _SQLITE_TROUBLE.get(code or -1) or _SQLITE_TROUBLE.get(
             (code or 0) & 0xFF, ("failed", "See the log for the cause.")
         )
-        return _caused(
+        return caused(
             CatalogueError(f"The catalogue {self.path} {reason} ({original}). {remedy}"),
             error,
         )
@@ -251,7 +314,7 @@ _SQLITE_TROUBLE = {
 
 
 def _from_os_error(path: Path, error: OSError) -> CatalogueError:
-    return _caused(
+    return caused(
         CatalogueError(
             f"The catalogue {path} cannot be opened or created: {error.strerror or error}. Check "
             "that its folder exists, has room, and that the daemon's user may write there."
@@ -260,7 +323,8 @@ def _from_os_error(path: Path, error: OSError) -> CatalogueError:
     )
 
 
-def _caused(new: _E, cause: BaseException) -> _E:
+def caused(new: _E, cause: BaseException) -> _E:
+    """`new`, raised because of `cause`."""
     new.__cause__ = cause
     return new
 

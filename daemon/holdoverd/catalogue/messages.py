@@ -179,6 +179,8 @@ def _within(cx: Connection, query: Select[Any], max_bytes: int | None) -> list[S
         return [StoredMessage(*row) for row in cx.execute(query)]
     messages: list[StoredMessage] = []
     room = max_bytes
+    # Where the driver would fetch every row at once, it is told to fetch as many as are asked for.
+    query = query.execution_options(stream_results=True, max_row_buffer=_BATCH)
     with cx.execute(query) as result:
         while batch := result.fetchmany(_BATCH):
             for row in batch:

@@ -31,9 +31,10 @@ def migrate(dialect: Dialect) -> None:
     try:
         with dialect.turn(MIGRATION_TIMEOUT_S):
             dialect.prepare()
-            engine = dialect.writer_engine()
+            engine = dialect.migration_engine()
             try:
                 with engine.connect() as cx, cx.begin():
+                    dialect.check(cx)
                     _migrate(cx, dialect.name)
             finally:
                 engine.dispose()
@@ -83,7 +84,7 @@ def schema_version(cx: Connection, name: str) -> int:
     if version is None or not version.isdecimal():
         raise CatalogueError(
             f"The database {name} is in use, but not by a Holdover catalogue. Set [catalogue] url "
-            "to a file of its own."
+            "to a file or database of its own."
         )
     return int(version)
 

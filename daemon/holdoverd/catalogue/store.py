@@ -1,5 +1,6 @@
 """The catalogue as the daemon sees it: one writer thread with group commit, a few readers."""
 
+import contextlib
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -103,13 +104,38 @@ class Catalogue:
         if self._closed:
             raise CatalogueError("The catalogue is closed: this instance is going away. Reconnect.")
         try:
-            with self._readers.connect() as cx, cx.begin() as snapshot:
-                try:
-                    return fn(cx)
-                finally:
-                    snapshot.rollback()  # nothing to keep; says so plainly
+            # Connections that waited in the pool have died together, most likely, with a database
+            # that is back by now: each can disappoint once.
+            for _ in range(READERS):
+                with contextlib.suppress(_Lost):
+                    return self._read_once(fn)
+            return self._read_once(fn)
         except Exception as error:
-            translated = self._dialect.translate(error)
+            cause = error.__cause__ if isinstance(error, _Lost) else error
+            assert isinstance(cause, Exception), "what lost the connection was an error"
+            translated = self._dialect.translate(cause)
             if translated is error:
                 raise
-            raise translated from error
+            raise translated from cause
+
+    def _read_once(self, fn: Callable[[Connection], T]) -> T:
+        """Raises _Lost where a connection that was there is gone."""
+        with self._readers.connect() as cx:
+            try:
+                with cx.begin() as snapshot:
+                    try:
+                        return fn(cx)
+                    except Exception as error:
+                        if self._dialect.lost(error):
+                            cx.invalidate()  # or its rollback would be a second error
+                        raise
+                    finally:
+                        snapshot.rollback()  # nothing to keep; says so plainly
+            except Exception as error:
+                if self._dialect.lost(error):
+                    raise _Lost from error
+                raise
+
+
+class _Lost(Exception):
+    """The connection of a read broke; the read itself may be repeated."""

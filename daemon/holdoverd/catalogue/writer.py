@@ -10,12 +10,14 @@ is undone. Savepoints from the start would cost every write what only failures n
 """
 
 import logging
+import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import outcome
 import trio
@@ -37,6 +39,8 @@ MAX_GROUP = 512
 MAX_GROUP_BYTES = 16 * 1024 * 1024
 # How long `close` waits for the queue: longer than TURN_TIMEOUT_S, since one turn may be missed.
 CLOSE_TIMEOUT_S = 30.0
+# Of a group that others' transactions came between. With SQLite's one writer none does.
+MAX_ATTEMPTS = 8
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +65,9 @@ class Writer:
         self._queue: deque[_Write] = deque()
         self._changed = threading.Condition()
         self._closing = False
+        # How far the transaction of the thread has come, and what the dialect knows it by.
+        self._step: Literal["connecting", "writing", "committing"] = "connecting"
+        self._mark: object = None
         self._thread = threading.Thread(target=self._run, name="catalogue-writer", daemon=True)
         self._thread.start()
 
@@ -151,38 +158,83 @@ class Writer:
 
     def _write(self, group: list[_Write]) -> None:
         """Set `result` of every write in the group."""
-        try:
-            with self._dialect.turn(), self._engine.connect() as cx:
-                try:
-                    self._write_bare(cx, group)
-                except _Raised:
-                    self._write_apart(cx, group)
-        except Exception as error:
-            # The database itself failed: at the beginning, at the commit, or in between.
-            failure = self._dialect.translate(error)
-            for write in group:
-                write.result = outcome.Error(_for_one(failure))
-            # Whatever the connection has come to, the next group begins with a new one.
-            self._engine.dispose()
+        for attempt in range(MAX_ATTEMPTS):
+            try:
+                self._try(group)
+            except Exception as error:
+                # The database itself failed: at the beginning, at the commit, or in between.
+                # Whatever the connection has come to, the next transaction begins with a new one.
+                self._engine.dispose()
+                if self._stands(error):
+                    return
+                if self._again(error, attempt):
+                    continue
+                failure = self._dialect.translate(error)
+                for write in group:
+                    write.result = outcome.Error(_for_one(failure))
+            return
+
+    def _stands(self, error: Exception) -> bool:
+        """Whether the group is stored, although its commit failed: nobody told us of it."""
+        if self._step != "committing" or not self._dialect.lost(error):
+            return False
+        committed = self._dialect.committed(self._mark)
+        if committed is False:
+            self._step = "writing"  # and may be run again, like one that was never committed
+        return committed is True
+
+    def _again(self, error: Exception, attempt: int) -> bool:
+        """Whether another try makes sense, after a pause."""
+        if attempt == MAX_ATTEMPTS - 1:
+            return False
+        if self._dialect.conflict(error):
+            # Of two that keep getting into each other's way, one has to come first.
+            time.sleep(random.uniform(0, 0.005 * 2**attempt))  # noqa: S311
+            return True
+        return attempt == 0 and self._step == "writing" and self._dialect.lost(error)
+
+    def _try(self, group: list[_Write]) -> None:
+        """One transaction for the group."""
+        self._step = "connecting"
+        with self._dialect.turn(), self._engine.connect() as cx:
+            try:
+                self._write_bare(cx, group)
+            except _Raised:
+                self._write_apart(cx, group)
+
+    @contextmanager
+    def _transaction(self, cx: Connection) -> Iterator[None]:
+        self._step = "writing"
+        with cx.begin():
+            self._mark = self._dialect.mark(cx)
+            try:
+                yield
+            except Exception as error:
+                if self._dialect.lost(error):
+                    cx.invalidate()  # or its rollback would be a second error
+                raise
+            self._step = "committing"
 
     def _write_bare(self, cx: Connection, group: list[_Write]) -> None:
-        with cx.begin():
+        with self._transaction(cx):
             for write in group:
                 try:
                     write.result = outcome.Value(write.fn(cx))
                 except BaseException as error:
+                    if self._ends_all(error):
+                        raise
                     raise _Raised from error
                 self._check_open(cx)
 
     def _write_apart(self, cx: Connection, group: list[_Write]) -> None:
-        with cx.begin():
+        with self._transaction(cx):
             for write in group:
                 savepoint = cx.begin_nested()
                 try:
                     write.result = outcome.Value(write.fn(cx))
                 except BaseException as error:
                     write.result = outcome.Error(self._dialect.translate(error))
-                    if not self._dialect.in_transaction(cx):
+                    if self._ends_all(error) or not self._dialect.in_transaction(cx):
                         # The error ended the whole transaction, as a full disk may: nothing of
                         # the group is stored, and every caller has to know.
                         raise
@@ -191,11 +243,15 @@ class Writer:
                     self._check_open(cx)
                     savepoint.commit()
 
+    def _ends_all(self, error: BaseException) -> bool:
+        """Whether the error is the transaction's and not the function's."""
+        return self._dialect.conflict(error) or self._dialect.lost(error)
+
     def _check_open(self, cx: Connection) -> None:
         # A function may swallow the error that ended the transaction. Then the driver would store
         # what the others write one statement at a time, and its commit, which does nothing without
         # a transaction, would have everyone told that all is well.
-        if not self._dialect.in_transaction(cx):
+        if not self._dialect.can_commit(cx):
             raise CatalogueError(
                 "The database ended a transaction before its commit; nothing of it was stored. "
                 "Try again; if it repeats, look at the disk and the log."
