@@ -59,6 +59,13 @@ LOG_BYTES = 4 * 1024 * 1024
 ADOPT_S = 2.0
 """How often sessions of instances that have died are looked for."""
 
+ADOPT_AT_ONCE = 8
+"""Side by side, so that one commit serves several of them."""
+
+RECALLED_UUIDS = 512
+"""How far back a line that an agent sends again is known for one after an adoption. Such a line
+follows its original closely; and each one recalled is a row to read before anybody is served."""
+
 REST_S = 60.0
 """A session that has rested for so long is kept by the catalogue alone."""
 
@@ -228,21 +235,31 @@ class Sessions:
                 cx, self._in.host, live, own=self._in.generation
             )
         )
-        for session in ids:
-            known = self._owned.get(session)
-            if (
-                self._letting_go
-                or session in self._moving
-                or (known is not None and not known.lost.is_set())
-            ):
-                continue
-            try:
-                await self.owned(session)
-            except RequestError as error:
-                log.info("not adopting: %s", error, extra={"session": session})
-            except Exception:
-                # One session's defect is not the others'.
-                log.exception("not adopting, trying again later", extra={"session": session})
+        waiting = iter(ids)
+
+        async def adopt_some() -> None:
+            for session in waiting:
+                await self._adopt_orphan(session)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(ADOPT_AT_ONCE):
+                nursery.start_soon(adopt_some)
+
+    async def _adopt_orphan(self, session: str) -> None:
+        known = self._owned.get(session)
+        if (
+            self._letting_go
+            or session in self._moving
+            or (known is not None and not known.lost.is_set())
+        ):
+            return
+        try:
+            await self.owned(session)
+        except RequestError as error:
+            log.info("not adopting: %s", error, extra={"session": session})
+        except Exception:
+            # One session's defect is not the others'.
+            log.exception("not adopting, trying again later", extra={"session": session})
 
     async def _clean_up(self) -> None:
         """Remove what earlier processes were about to when they died."""
@@ -335,7 +352,9 @@ class Sessions:
             raise _no_session(session)
         if loaded.row.owner_epoch != epoch:
             raise SessionMoved(f"Session {session} was taken by another instance; try again.")
-        uuids = await catalogue.read(lambda cx: messages_table.recent_uuids(cx, session, 4096))
+        uuids = await catalogue.read(
+            lambda cx: messages_table.recent_uuids(cx, session, RECALLED_UUIDS)
+        )
         model = SessionModel(
             loaded.row,
             threads=loaded.threads,
