@@ -13,6 +13,9 @@ HOST_LOGINS = Path("/etc/holdover/credentials")
 OWN_LOGIN = "login"
 """The one login of `holdover up`; a host's are called by their accounts."""
 
+SUPERVISOR_SOCKET = "supervisor.sock"
+"""Beside the admin socket of `holdover up`: what changes the host there goes through it."""
+
 
 def home(env: Mapping[str, str]) -> Path:
     """The home folder; ``HOME`` first, so that tests and services can say."""

@@ -18,7 +18,7 @@ def main(port: str, *times: str) -> int:
                 setattr(module, name, float(value))
     options = UpOptions(
         port=int(port),
-        daemon_command=(sys.executable, str(FOLDER / "stand_in.py"), "--generation", "1"),
+        daemon_command=(sys.executable, str(FOLDER / "stand_in.py")),
         keeper_command=(sys.executable, str(FOLDER / "keeper_stand_in.py"), "holdoverd.keeper"),
     )
     try:

@@ -363,3 +363,36 @@ def test_no_more_keepers_are_started_than_the_bound(up: Callable[..., Up], home:
         third.settimeout(LONG_S)
         third.connect(str(next((one.run / "agents").iterdir())))
         assert third.recv(1) == b""
+
+
+def control(up: Up, request: bytes) -> Any:
+    with socket.socket(socket.AF_UNIX) as one:
+        one.settimeout(LONG_S)
+        one.connect(str(up.run / "supervisor.sock"))
+        one.sendall(request)
+        one.shutdown(socket.SHUT_WR)
+        return json.loads(one.makefile().readline())
+
+
+def test_control_socket_is_its_owners_and_refuses_what_it_does_not_understand(
+    up: Callable[..., Up],
+) -> None:
+    one = up()
+    one.port()
+    assert stat.S_IMODE((one.run / "supervisor.sock").stat().st_mode) == 0o600
+    assert control(one, b'{"op": "living"}\n') == {"ok": [1]}
+    assert control(one, b'{"op": "state", "generation": 1}\n')["ok"]["running"] is True
+    for request in (
+        b"\n",
+        b"[]\n",
+        b'{"op": "living"}',
+        b'{"op": "start", "generation": "1"}\n',
+        b'{"op": "deploy", "python": 7}\n',
+        b"x" * (64 * 1024 + 1),
+        b'{"op": "' + b"\xff" * 10 + b'"}\n',
+    ):
+        assert "error" in control(one, request), request
+    assert "No generation 7" in control(one, b'{"op": "start", "generation": 7}\n')["error"]
+    assert "does not run" in control(one, b'{"op": "deploy", "python": "/nowhere"}\n')["error"]
+    assert "No earlier release" in control(one, b'{"op": "rollback"}\n')["error"]
+    assert one.health()["pid"]

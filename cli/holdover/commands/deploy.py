@@ -1,7 +1,9 @@
 """`holdover deploy`, `rollback`, `drain`, `stop`: replacing what runs on this host."""
 
+import os
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import click
 from holdover.client import Client
 from holdover.commands.options import client_of
 from holdover.exits import CommandError, Exit
-from holdover.host import as_root
+from holdover.host import as_root, on_up, up_runtime
 
 FOLLOW_S = 0.1
 
@@ -27,7 +29,14 @@ def deploy(release: str | None) -> None:
     accepts new ones while the old one hands over what it serves; after [deploy] bake_s seconds of
     probes it is permanent. Whatever goes wrong before, the old one goes on, and the reason is
     printed and kept for `holdover status`. Ctrl-C leaves the deploy to itself: it is a unit.
+
+    Under `holdover up` RELEASE is the folder of a checkout or an environment, by default the one
+    that `up` runs from, with its code as it is now.
     """
+    if (runtime := up_runtime(os.environ)) is not None:
+        fields = {} if release is None else {"python": str(_interpreter(Path(release)))}
+        _deploy_up(runtime, "deploy", **fields)
+        return
     with as_root() as tools:
         name = release or tools.releases.newest().name
         _deploy(tools, name)
@@ -36,6 +45,9 @@ def deploy(release: str | None) -> None:
 @click.command(short_help="Deploy the release before the present one again.")
 def rollback() -> None:
     """Deploy the release before the present one again, as a new generation: forward, and gently."""
+    if (runtime := up_runtime(os.environ)) is not None:
+        _deploy_up(runtime, "rollback")
+        return
     with as_root() as tools:
         history = tools.layout.committed()
         earlier = [name for name in history if name != history[-1]]
@@ -44,29 +56,63 @@ def rollback() -> None:
         _deploy(tools, earlier[-1])
 
 
+def _interpreter(folder: Path) -> Path:
+    """The Python of an environment's folder, or of a checkout's own environment."""
+    for python in (folder / "bin/python", folder / ".venv/bin/python"):
+        if python.exists():
+            return python.absolute()
+    raise CommandError(
+        f"{folder} has no environment: under `holdover up` a release is a folder with bin/python "
+        "or .venv/bin/python (`make run` in a checkout makes that).",
+        Exit.NOT_FOUND,
+    )
+
+
+def _deploy_up(runtime: Path, op: str, **fields: str) -> None:
+    with on_up() as tools:
+        generation = tools.uphost.ask(runtime, op, **fields)
+        host = tools.uphost.UpHost(runtime)
+        click.echo(f"Deploying generation {generation}.", err=True)
+        outcome = _follow(
+            tools, host, generation, lambda: bool(tools.uphost.ask(runtime, "deploying"))
+        )
+    _tell(outcome, generation)
+
+
 def _deploy(tools: Any, name: str) -> None:
     tools.releases.find(name)
     host = tools.hosts.SystemdHost()
     with tools.run.deploy_lock(host.lock_path(), 0):
         generation = tools.releases.prepare(name)
-    progress: Path = host.progress_path(generation)
-    progress.unlink(missing_ok=True)
+    host.progress_path(generation).unlink(missing_ok=True)
     unit = f"holdover-deploy@{generation}.service"
     click.echo(f"Deploying release {name} as generation {generation} ({unit}).", err=True)
     tools.layout.call("systemctl", "start", "--no-block", unit, what=f"starting {unit}")
-    outcome = _follow(tools, host, generation, progress)
+    started = time.monotonic()
+    outcome = _follow(
+        tools, host, generation, lambda: time.monotonic() - started < 2 or _unit_runs(unit)
+    )
+    _tell(outcome, generation)
+
+
+def _tell(outcome: Any, generation: int) -> None:
+    if outcome is None:
+        raise CommandError(
+            f"The deploy of generation {generation} did not come to an end; see the journal, then "
+            "deploy again."
+        )
     if outcome.state != "committed":
         raise CommandError(f"Generation {generation} was taken back: {outcome.reason}")
-    click.echo(f"Generation {generation}, release {name}, is permanent.", err=True)
+    click.echo(f"Generation {generation}, release {outcome.release}, is permanent.", err=True)
 
 
-def _follow(tools: Any, host: Any, generation: int, progress: Path) -> Any:
-    """Print what the deploy says until it is over."""
+def _follow(tools: Any, host: Any, generation: int, runs: Callable[[], bool]) -> Any:
+    """Print what the deploy says until it is over; its outcome, None where it left none."""
     told = 0
-    started = time.monotonic()
+    progress: Path = host.progress_path(generation)
     while True:
         # In this order: what has come to an end has said before how.
-        runs = time.monotonic() - started < 2 or _runs(generation)
+        still = runs()
         outcome = tools.outcome.Outcome.read(host.outcome_path())
         lines = progress.read_text().splitlines() if progress.exists() else []
         for line in lines[told:]:
@@ -74,17 +120,13 @@ def _follow(tools: Any, host: Any, generation: int, progress: Path) -> Any:
         told = len(lines)
         if outcome is not None and outcome.generation == generation and outcome.state != "running":
             return outcome
-        if not runs:
-            raise CommandError(
-                f"The deploy did not come to an end; see `journalctl -u "
-                f"holdover-deploy@{generation}.service`, then deploy again."
-            )
+        if not still:
+            return None
         time.sleep(FOLLOW_S)
 
 
-def _runs(generation: int) -> bool:
+def _unit_runs(unit: str) -> bool:
     """Whether the deploy's unit is at it, or will be again."""
-    unit = f"holdover-deploy@{generation}.service"
     done = subprocess.run(
         ["systemctl", "is-active", unit], check=False, capture_output=True, text=True
     )

@@ -1,6 +1,7 @@
 """`holdover status`: what runs."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import click
 from holdover.client import Client
 from holdover.commands.options import client_of, json_option, print_json
 from holdover.exits import Exit, RefusedError
+from holdover.host import up_runtime
 from holdover.render import moment, one_line, table
 
 LAST_DEPLOY = Path("/opt/holdover/last-deploy.json")
@@ -28,7 +30,8 @@ def status(ctx: click.Context, as_json: bool) -> None:
     client = client_of(ctx)
     health = client.get("/healthz")
     instances = _instances(client)
-    deploy = _last_deploy()
+    up = up_runtime(os.environ)
+    deploy = _last_deploy(LAST_DEPLOY if up is None else up / "last-deploy.json")
     counts = Counter(item["state"] for item in client.items("/v1/sessions", limit=10_000))
     if as_json:
         print_json(
@@ -64,10 +67,10 @@ def _instances(client: Client) -> list[dict[str, Any]] | None:
         raise
 
 
-def _last_deploy() -> dict[str, Any] | None:
+def _last_deploy(path: Path) -> dict[str, Any] | None:
     """How the last deploy of this host ended, or that it is under way; None where none was."""
     try:
-        found = json.loads(LAST_DEPLOY.read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

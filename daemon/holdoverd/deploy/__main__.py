@@ -1,4 +1,5 @@
-"""`python -m holdoverd.deploy --generation N`: what holdover-deploy@N.service runs.
+"""`python -m holdoverd.deploy --generation N`: what holdover-deploy@N.service runs, and, with
+``--up``, the supervisor of `holdover up`.
 
 Exit status: 0 permanent, 3 taken back (the reason is printed and kept), 4 another deploy is under
 way, 1 it could not be done. Killed, it is started again and goes on from what it finds; stopped by
@@ -15,6 +16,7 @@ from pathlib import Path
 from holdoverd.deploy.hosts import SystemdHost
 from holdoverd.deploy.layout import InstallError
 from holdoverd.deploy.run import Deploy, DeployBusyError
+from holdoverd.deploy.uphost import UpHost
 from holdoverd.errors import SettingsError
 from holdoverd.settings import load_default
 
@@ -32,10 +34,14 @@ def tell(progress: Path, text: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="holdoverd.deploy")
     parser.add_argument("--generation", type=int, required=True)
-    generation = parser.parse_args().generation
+    parser.add_argument("--up", action="store_true", help="on the host of a `holdover up`")
+    arguments = parser.parse_args()
+    generation: int = arguments.generation
     try:
         settings = load_default(os.environ)
-        host = SystemdHost()
+        host: SystemdHost | UpHost = SystemdHost()
+        if arguments.up:
+            host = UpHost(Path(os.environ["HOLDOVER_RUNTIME_DIR"]))
         deploy = Deploy(
             host,
             generation,

@@ -1,23 +1,20 @@
-"""The daemon's process: started, watched, started again."""
+"""One generation's daemon: its process started, watched, started again."""
 
 import os
-import socket
-import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import trio
 
 from holdoverd.supervisor import words
-from holdoverd.supervisor.health import MAX_DATAGRAM_BYTES, WATCHDOG_S, Health, parse_notify
+from holdoverd.supervisor.health import WATCHDOG_S, Health, parse_notify
 from holdoverd.supervisor.plan import Plan
 from holdoverd.supervisor.restart import Restart
 from holdoverd.supervisor.sockets import Sockets
 
 STOP_S = 5.0
-_UCRED = struct.Struct("3i")  # pid, uid, gid; unix(7)
 _SHIM = Path(__file__).with_name("shim.py")
 
 
@@ -60,43 +57,66 @@ class Process:
 
 
 class Daemon:
-    """Keeps one daemon running; `say` gets a sentence whenever something happened to it."""
+    """Keeps the daemon of one generation running, as its unit would.
 
-    def __init__(self, plan: Plan, sockets: Sockets, say: Callable[[str], None]) -> None:
+    `restarts` is asked whenever it has died: a candidate is not started again. `failure` says in
+    words how it died last. `say` gets a sentence whenever something happened to it.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        sockets: Sockets,
+        *,
+        generation: int,
+        command: Sequence[str],
+        restarts: Callable[[int], bool],
+        started: Callable[[], None],
+        say: Callable[[str], None],
+    ) -> None:
         self._plan = plan
         self._sockets = sockets
+        self._command = (*command, "--generation", str(generation))
+        self._restarts = restarts
+        self._started = started
         self._say = say
         self._process: subprocess.Popen[bytes] | None = None
         self._health: Health | None = None
-        self.ready = trio.Event()
+        self._wanted = True
+        self._pause = trio.CancelScope()
+        self.generation = generation
         self.gave_up = False
+        self.failure: str | None = None
 
     @property
     def pid(self) -> int:
         """The living process; 0 between two of them."""
         return self._process.pid if self._process is not None else 0
 
+    @property
+    def ready(self) -> bool:
+        return self._process is not None and self._health is not None and self._health.ready
+
     async def run(self) -> None:
-        """Start the daemon again and again; returns only when it never worked (`gave_up`)."""
+        """Start it again and again, until it is not to be, or has never worked (`gave_up`)."""
         restart = Restart()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._listen)
-            while True:
-                started = trio.current_time()
-                health = self._health = Health(started)
-                process = self._process = self._spawn()
-                # Whole or not at all: others read it at any moment.
-                written = self._plan.runtime / "daemon.pid.new"
-                written.write_text(f"{process.pid}\n")
-                written.replace(self._plan.runtime / "daemon.pid")
-                reason = await self._until_dead(process, health)
-                self._process = None
-                delay_s = restart.died(trio.current_time() - started, health.ready)
-                self._say(words.died(process.returncode or 0, reason, delay_s))
-                if delay_s is None:
-                    self.gave_up = True
-                    nursery.cancel_scope.cancel()
-                    return
+        while self._wanted:
+            started = trio.current_time()
+            health = self._health = Health(started)
+            process = self._process = self._spawn()
+            self._started()
+            reason = await self._until_dead(process, health)
+            self._process = None
+            status = process.returncode or 0
+            self.failure = words.how_died(status, reason)
+            if not self._wanted or not self._restarts(status):
+                return
+            delay_s = restart.died(trio.current_time() - started, health.ready)
+            self._say(words.died(self.failure, delay_s))
+            if delay_s is None:
+                self.gave_up = True
+                return
+            with trio.CancelScope() as self._pause:
                 await trio.sleep(delay_s)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
@@ -117,7 +137,7 @@ class Daemon:
             environment["HOLDOVER_STORAGE_CREDENTIALS"] = str(self._plan.storage.keys)
         shim = [sys.executable, "-I", "-S", str(_SHIM), str(os.getpid())]
         return subprocess.Popen(
-            [*shim, ",".join(map(str, fds)), *self._plan.daemon_command],
+            [*shim, ",".join(map(str, fds)), *self._command],
             stdin=subprocess.DEVNULL,
             pass_fds=fds,
             env=environment,
@@ -137,22 +157,23 @@ class Daemon:
                 process.kill()
         return reason
 
-    async def _listen(self) -> None:
-        """Read reports; only those of the daemon's own process count (NotifyAccess=main)."""
-        notify = trio.socket.from_stdlib_socket(self._sockets.notify)
-        while True:
-            data, extra, flags, _ = await notify.recvmsg(
-                MAX_DATAGRAM_BYTES, socket.CMSG_SPACE(_UCRED.size)
-            )
-            sender = next((d for _, t, d in extra if t == socket.SCM_CREDENTIALS), b"")
-            known = len(sender) == _UCRED.size and _UCRED.unpack(sender)[0] == self.pid
-            if not known or flags & socket.MSG_TRUNC or self._health is None:
-                continue
-            if self._health.heard(parse_notify(data), trio.current_time()):
-                self.ready.set()
+    def heard(self, datagram: bytes) -> bool:
+        """Take in a report of the process; True when it says READY for the first time."""
+        if self._health is None:
+            return False
+        return self._health.heard(parse_notify(datagram), trio.current_time())
+
+    def kill(self) -> None:
+        """End it at once and for good."""
+        self._wanted = False
+        self._pause.cancel()
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
 
     async def stop(self) -> None:
         """TERM, and KILL after `STOP_S`; a daemon lets go of its agents, it does not stop them."""
+        self._wanted = False
+        self._pause.cancel()
         process = self._process
         if process is None or process.returncode is not None:
             return

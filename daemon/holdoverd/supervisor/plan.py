@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holdover import places
+from holdover.places import SUPERVISOR_SOCKET
 from holdoverd.errors import SettingsError
 from holdoverd.settings import Settings, load_default
 from holdoverd.storage.plan import StoragePlan
@@ -28,14 +29,14 @@ _NOT_PASSED_ON = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET",
 class UpOptions:
     """What was asked for on the command line.
 
-    `storage`: run it here, unless the configuration names one. `daemon_command` and
-    `keeper_command` are the programs to run; tests put others there.
+    `storage`: run it here, unless the configuration names one. `daemon_command` (without its
+    generation) and `keeper_command` are the programs to run; tests put others there.
     """
 
     port: int | None = None
     agent_command: str | None = None
     storage: bool = False
-    daemon_command: tuple[str, ...] = (sys.executable, "-m", "holdoverd", "--generation", "1")
+    daemon_command: tuple[str, ...] = (sys.executable, "-m", "holdoverd")
     keeper_command: tuple[str, ...] = (sys.executable, "-I", "-m", "holdoverd.keeper")
 
 
@@ -85,6 +86,11 @@ class Plan:
     @property
     def notify_socket(self) -> Path:
         return self.runtime / "notify.sock"
+
+    @property
+    def control_socket(self) -> Path:
+        """Where a deploy asks this supervisor to start and stop generations."""
+        return self.runtime / SUPERVISOR_SOCKET
 
     @property
     def token_file(self) -> Path:

@@ -3,7 +3,8 @@
 plan -> folders, locks, sockets
     agents     launches; its keepers outlive everything else here
         storage    where files' bytes are; stopped after those who use it
-        daemon     started again whenever it dies
+        generations    the daemon, started again whenever it dies; two of them during a deploy
+        control    what a deploy asks for
         welcome    once it is ready
         signals    a stop request ends the daemon, then launches, then the agents
 """
@@ -22,7 +23,8 @@ from holdover.exits import CommandError, Exit
 from holdoverd.storage.keys import ensure_keys
 from holdoverd.supervisor import words
 from holdoverd.supervisor.agents import Agents
-from holdoverd.supervisor.daemon import Daemon
+from holdoverd.supervisor.control import serve_control
+from holdoverd.supervisor.generations import Generations
 from holdoverd.supervisor.plan import Plan, UpOptions, make_plan
 from holdoverd.supervisor.sockets import Sockets, open_sockets
 from holdoverd.supervisor.storage import Storage
@@ -43,7 +45,8 @@ def run_up(options: UpOptions, env: Mapping[str, str]) -> int:
 
 async def _supervise(plan: Plan, sockets: Sockets) -> int:
     agents = Agents(plan, sockets.launch)
-    daemon = Daemon(plan, sockets, _say)
+    generations = Generations(plan, sockets, _say)
+    control = trio.SocketListener(trio.socket.from_stdlib_socket(sockets.control))
     storage = None
     if plan.storage is not None and sockets.storage is not None:
         # Before the daemon, which reads them at its start.
@@ -55,14 +58,15 @@ async def _supervise(plan: Plan, sockets: Sockets) -> int:
             if storage is not None:
                 outer.start_soon(storage.run)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_run_daemon, daemon, nursery.cancel_scope)
-                nursery.start_soon(_welcome, plan, sockets, daemon)
+                await nursery.start(_run_daemons, generations, nursery.cancel_scope)
+                nursery.start_soon(serve_control, control, generations)
+                nursery.start_soon(_welcome, plan, sockets, generations)
                 nursery.start_soon(_wait_signal, signals, nursery.cancel_scope)
-            if not daemon.gave_up:
+            if not generations.gave_up:
                 _say(words.stopping(len(agents.running())))
             hurry = trio.Event()
             outer.start_soon(_set_on_signal, signals, hurry)
-            await daemon.stop()
+            await generations.stop_all()
             if killed := await agents.stop(hurry):
                 _say(f"{killed} agents did not stop in time and were killed.")
             if storage is not None:
@@ -71,11 +75,16 @@ async def _supervise(plan: Plan, sockets: Sockets) -> int:
     agents.close()
     if storage is not None:
         storage.close()
-    return Exit.FAILED if daemon.gave_up else Exit.OK
+    return Exit.FAILED if generations.gave_up else Exit.OK
 
 
-async def _run_daemon(daemon: Daemon, scope: trio.CancelScope) -> None:
-    await daemon.run()
+async def _run_daemons(
+    generations: Generations,
+    scope: trio.CancelScope,
+    *,
+    task_status: trio.TaskStatus[None],
+) -> None:
+    await generations.run(task_status=task_status)
     scope.cancel()
 
 
@@ -91,7 +100,7 @@ async def _set_on_signal(signals: object, hurry: trio.Event) -> None:
         return
 
 
-async def _welcome(plan: Plan, sockets: Sockets, daemon: Daemon) -> None:
+async def _welcome(plan: Plan, sockets: Sockets, daemon: Generations) -> None:
     await daemon.ready.wait()
     address = sockets.address()
     token = await trio.to_thread.run_sync(_login_token, plan, address, abandon_on_cancel=True)

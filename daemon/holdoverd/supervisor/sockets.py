@@ -21,6 +21,7 @@ class Sockets:
     public: socket.socket
     admin: socket.socket
     launch: socket.socket
+    control: socket.socket
     notify: socket.socket
     locks: tuple[int, ...]
     storage: socket.socket | None = None
@@ -34,7 +35,7 @@ class Sockets:
         return _url(self.storage) if self.storage is not None else None
 
     def close(self) -> None:
-        for one in (self.public, self.admin, self.launch, self.notify, self.storage):
+        for one in (self.public, self.admin, self.launch, self.control, self.notify, self.storage):
             if one is not None:
                 one.close()
         for fd in self.locks:
@@ -64,6 +65,7 @@ def open_sockets(plan: Plan) -> Sockets:
             public = undo.enter_context(_tcp(plan.host, plan.port))
             admin = undo.enter_context(_unix(plan.admin_socket, socket.SOCK_STREAM))
             launch = undo.enter_context(_unix(plan.launch_socket, socket.SOCK_STREAM))
+            control = undo.enter_context(_unix(plan.control_socket, socket.SOCK_STREAM))
             notify = undo.enter_context(_unix(plan.notify_socket, socket.SOCK_DGRAM))
             storage = None
             if plan.storage is not None:
@@ -79,9 +81,13 @@ def open_sockets(plan: Plan) -> Sockets:
             raise SettingsError(
                 f"`holdover up` cannot set itself up{what}: {error.strerror or error}."
             ) from error
+        for one in (public, admin, launch, control):
+            # The flag is shared by all who hold the listener: with two daemons on it, one that
+            # loses the race for a connection must not stand in accept().
+            one.setblocking(False)
         notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         undo.pop_all()
-    return Sockets(public, admin, launch, notify, tuple(locks), storage)
+    return Sockets(public, admin, launch, control, notify, tuple(locks), storage)
 
 
 def _lock(folder: Path) -> int:

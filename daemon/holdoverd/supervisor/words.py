@@ -64,18 +64,22 @@ def stopping(agents: int) -> str:
     )
 
 
-def died(status: int, reason: str | None, delay_s: float | None) -> str:
-    """Said when the daemon's process is gone; `status` as in `Popen.returncode`."""
+def how_died(status: int, reason: str | None) -> str:
+    """`status` as in `Popen.returncode`; `reason`: why it had to be killed."""
     how = f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
-    why = f" (it {reason})" if reason else ""
+    return how + (f" (it {reason})" if reason else "")
+
+
+def died(how: str, delay_s: float | None) -> str:
+    """Said when the daemon's process is gone."""
     if delay_s is None:
-        return f"The daemon {how}{why} before it was ready, three times over; see above for why."
-    return f"The daemon {how}{why}; starting it again in {delay_s:.1f} s. Agents go on."
+        return f"The daemon {how} before it was ready, three times over; see above for why."
+    return f"The daemon {how}; starting it again in {delay_s:.1f} s. Agents go on."
 
 
 def storage_died(status: int, delay_s: float | None, log: Path) -> str:
     """Said when storage's process is gone; `status` as in `Popen.returncode`."""
-    how = f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
+    how = how_died(status, None)
     if delay_s is None:
         return (
             f"Storage {how} before it was ready, three times over; see {log} for why. Files cannot "
