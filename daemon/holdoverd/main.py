@@ -5,6 +5,7 @@
         sessions    adopts what earlier instances left; each session's tasks live beside it
         siblings    links to the other instances of this host, and operators
         doors       connections: accepted last, closed first
+        sweeper     takes out of storage what no file wants, in one instance at a time
         duty        what this instance is there for: to wait, to serve, to hand over and go
         heartbeat   WATCHDOG=1 and STATUS=
         then: READY=1, and wait for a stop request, or until nothing is left to do
@@ -32,6 +33,7 @@ from holdoverd.catalogue import instances as instances_table
 from holdoverd.catalogue.instances import InstanceRow
 from holdoverd.catalogue.store import Catalogue
 from holdoverd.errors import CatalogueError, HoldoverError, SettingsError
+from holdoverd.files.services import FileServices
 from holdoverd.handover.duty import Duty
 from holdoverd.handover.routing import RoutedSessions
 from holdoverd.handover.siblings import Siblings
@@ -47,6 +49,8 @@ from holdoverd.sessions.means import Instance
 from holdoverd.sessions.service import Limits, Sessions, host_name
 from holdoverd.sessions.spool import SpoolWatch
 from holdoverd.settings import Settings, load_default
+from holdoverd.storage.client import Store
+from holdoverd.storage.credentials import load_credentials
 
 log = logging.getLogger("holdoverd")
 
@@ -148,6 +152,12 @@ async def run(
             siblings = Siblings(
                 runtime_dir / "instances", generation, __version__, lock.live_generations, duty
             )
+            files = FileServices.make(
+                catalogue,
+                Store.open(settings.storage, load_credentials(os.environ)),
+                settings.storage,
+            )
+            nursery.start_soon(files.sweeper.run)
             routed = RoutedSessions(sessions, catalogue, siblings, duty.heir)
             context = Context(
                 catalogue=catalogue,
@@ -162,6 +172,7 @@ async def run(
                 router=duty,
                 streams=streams,
                 counts=counts,
+                files=files,
             )
             doors = Server(App(context), max_connections=settings.server.max_connections)
             duty.meet(siblings, routed, doors)

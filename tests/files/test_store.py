@@ -14,6 +14,8 @@ from holdoverd.storage.client import Store
 from tests.files.put import Answer, send
 from tests.files.weed import KEYS, storage_settings
 
+pytestmark = pytest.mark.slow  # a server has to start
+
 HELLO = hashlib.sha256(b"hello").hexdigest()
 
 

@@ -45,7 +45,7 @@ def running_weed(folder: Path) -> Iterator[str]:
     ports = _free_ports(4)
     command = [program, "-logtostderr=true", "server", f"-dir={folder / 'data'}"]
     command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-iam=false"]
-    command += ["-master.volumeSizeLimitMB=64", "-volume.max=200", "-webdav=false"]
+    command += ["-master.volumeSizeLimitMB=64", "-volume.max=5000", "-webdav=false"]
     for name, port in zip(("master", "volume", "filer", "s3"), ports, strict=True):
         # By itself its gRPC listens 10,000 above, which may be no port at all.
         command += [f"-{name}.port={port}", f"-{name}.port.grpc={port + 1}"]
@@ -57,12 +57,8 @@ def running_weed(folder: Path) -> Iterator[str]:
             _wait_for(endpoint, process, folder / "log")
             yield endpoint
         finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.kill()  # it takes ten seconds to say goodbye to itself
+            process.wait()
 
 
 def storage_settings(endpoint: str, **values: object) -> StorageSettings:

@@ -12,6 +12,7 @@ of a 40 MiB line never touches its overflow pages.
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Double,
     ForeignKey,
@@ -22,10 +23,11 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 # The schema this release reads and writes: the revision of its last migration.
-VERSION = 3
+VERSION = 4
 
 # Named constraints, or a later migration could not drop one by the same name on both databases.
 metadata = MetaData(
@@ -225,4 +227,135 @@ answered = Table(
     Column("started_at", BigInteger, nullable=False, index=True),
     Column("status", Integer),  # null while the request is being answered
     Column("body", Text),
+)
+
+# How much each owner has in storage, kept in step with `files` by the same transactions: summing
+# up a million rows for every upload would be too slow. Also what the owner may have.
+usage = Table(
+    "usage",
+    metadata,
+    Column("owner", Text, primary_key=True),
+    Column("bytes", BigInteger, nullable=False),  # of files that are uploading or ready
+    Column("files", BigInteger, nullable=False),
+    Column("quota_bytes", BigInteger),  # null: [storage] quota_bytes
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("path", Text, nullable=False),  # "a/b"; "" is the root
+    Column("size", BigInteger, nullable=False),
+    Column("sha256", Text),
+    Column("verified", Text),
+    Column("content_type", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("key", Text, nullable=False, unique=True),  # storage's; never used again
+    Column("created_at", BigInteger, nullable=False),
+    Column("erased_at", BigInteger),  # when the bytes of a deleted file were gone from storage
+)
+# Lists show no deleted files, so their indexes need not hold them.
+NOT_DELETED = text("state <> 'deleted'")
+for _name, _columns in {
+    "ix_files_owner_created_at_id": ("owner", "created_at", "id"),
+    "ix_files_created_at_id": ("created_at", "id"),
+    "ix_files_owner_path_name_id": ("owner", "path", "name", "id"),
+}.items():
+    Index(
+        _name,
+        *(files.c[column] for column in _columns),
+        sqlite_where=NOT_DELETED,
+        postgresql_where=NOT_DELETED,
+    )
+Index(
+    "ix_files_to_erase",
+    files.c.id,
+    sqlite_where=text("state = 'deleted' AND erased_at IS NULL"),
+    postgresql_where=text("state = 'deleted' AND erased_at IS NULL"),
+)
+
+# What files are found by: the words of their names. A table of words rather than a database's own
+# text search, because it is the same in both and answers in one short walk of an index.
+file_words = Table(
+    "file_words",
+    metadata,
+    Column("word", Text, primary_key=True),
+    Column("file", Text, ForeignKey("files.id"), primary_key=True),
+    Column("owner", Text, nullable=False),
+    Index("ix_file_words_owner_word_file", "owner", "word", "file"),
+    Index("ix_file_words_file", "file"),
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("file", Text, ForeignKey("files.id"), nullable=False, index=True),
+    Column("owner", Text, nullable=False),
+    Column("upload_link", Text),  # the upload link it came by
+    Column("storage_upload", Text),  # storage's own id; null until storage has opened it
+    Column("part_size", BigInteger, nullable=False),
+    Column("digests", Boolean, nullable=False),  # parts are taken with their SHA-256 alone
+    Column("state", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Index("ix_uploads_state_expires_at", "state", "expires_at"),
+)
+
+# The digests that part URLs were signed with; needed to complete, gone afterwards.
+upload_digests = Table(
+    "upload_digests",
+    metadata,
+    Column("upload", Text, ForeignKey("uploads.id"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("sha256", Text, nullable=False),
+)
+
+links = Table(
+    "links",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("digest", Text, nullable=False, unique=True),  # sha256 in hex; the token is not kept
+    Column("file", Text, ForeignKey("files.id"), nullable=False, index=True),
+    Column("owner", Text, nullable=False),
+    Column("password", Text),  # see files/passwords.py
+    Column("max_downloads", BigInteger),
+    Column("downloads", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("revoked_at", BigInteger),
+    Index("ix_links_owner_created_at_id", "owner", "created_at", "id"),
+)
+
+upload_links = Table(
+    "upload_links",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("digest", Text, nullable=False, unique=True),
+    Column("owner", Text, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("max_bytes", BigInteger, nullable=False),
+    Column("used_bytes", BigInteger, nullable=False),  # of its uploads, but for those given up
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger),
+    Index("ix_upload_links_owner_created_at_id", "owner", "created_at", "id"),
+)
+
+# What was done, by whom, to what; only ever added to.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    Column("owner", Text, nullable=False),  # whose thing it was done to
+    Column("actor", Text, nullable=False),  # a token's id, "admin", or the id of a link
+    Column("action", Text, nullable=False),  # "link.made" …
+    Column("subject", Text, nullable=False),  # the id of the thing
+    Column("details", Text, nullable=False),  # JSON
+    Index("ix_audit_at_id", "at", "id"),
+    Index("ix_audit_owner_at_id", "owner", "at", "id"),
+    Index("ix_audit_subject_at_id", "subject", "at", "id"),
 )

@@ -124,12 +124,13 @@ def list_tokens(cx: Connection, owner: str | None = None) -> list[TokenRow]:
     ]
 
 
-def revoke_token(cx: Connection, token_id: str, owner: str | None = None) -> bool:
-    """Remove a token; False when there is none, or not of that `owner` where one is given."""
-    query = delete(tokens).where(tokens.c.id == token_id)
+def revoke_token(cx: Connection, token_id: str, owner: str | None = None) -> str | None:
+    """Remove a token; whose it was. None when there is none, or not of that `owner`."""
+    query = delete(tokens).where(tokens.c.id == token_id).returning(tokens.c.owner)
     if owner is not None:
         query = query.where(tokens.c.owner == owner)
-    return cx.execute(query).rowcount > 0
+    removed: str | None = cx.execute(query).scalar()
+    return removed
 
 
 def _digest(token: str) -> str:

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from holdoverd.callers import Caller
 from holdoverd.errors import MethodNotAllowed, NotFound, Unauthorized
 from holdoverd.http import stream
-from holdoverd.http.api import admin, general, sessions, tokens
+from holdoverd.http.api import admin, files, general, links, sessions, storage, tokens
 from holdoverd.http.context import Context
 from holdoverd.http.once import Once, Renew
 from holdoverd.http.wire import (
     ADMIN,
     ANY,
+    FILES,
     OPEN,
     READ,
     SESSIONS,
@@ -78,6 +79,34 @@ ROUTES: tuple[Route, ...] = (
     Route("GET",    "/v1/sessions/{id}/messages",          READ,     sessions.messages),
     Route("GET",    "/v1/sessions/{id}/messages/{seq}/body", READ,   sessions.body),
     Route("GET",    "/v1/sessions/{id}/stream",            READ,     stream.open_stream),
+    Route("GET",    "/v1/files",                           READ,     files.list_all),
+    Route("POST",   "/v1/files",                           FILES,    files.create, ("upload.parts",), files.renew_created),
+    Route("GET",    "/v1/files/{id}",                      READ,     files.show),
+    Route("PATCH",  "/v1/files/{id}",                      FILES,    files.patch),
+    Route("DELETE", "/v1/files/{id}",                      FILES,    files.delete),
+    Route("GET",    "/v1/files/{id}/download",             READ,     files.download),
+    Route("POST",   "/v1/files/{id}/links",                FILES,    links.create, ("url",)),
+    Route("GET",    "/v1/uploads/{id}",                    READ,     files.upload),
+    Route("DELETE", "/v1/uploads/{id}",                    FILES,    files.abort),
+    Route("POST",   "/v1/uploads/{id}/parts",              FILES,    files.parts, ("parts",), files.renew_parts),
+    Route("POST",   "/v1/uploads/{id}/complete",           FILES,    files.complete),
+    Route("GET",    "/v1/links",                           READ,     links.list_all),
+    Route("DELETE", "/v1/links/{id}",                      FILES,    links.revoke),
+    Route("GET",    "/v1/upload-links",                    READ,     links.list_upload_links),
+    Route("POST",   "/v1/upload-links",                    FILES,    links.create_upload_link, ("url",)),
+    Route("DELETE", "/v1/upload-links/{id}",               FILES,    links.revoke_upload_link),
+    Route("GET",    "/l/{token}",                          OPEN,     links.follow),
+    Route("POST",   "/l/{token}",                          OPEN,     links.follow_with_password),
+    Route("GET",    "/u/{token}",                          OPEN,     links.upload_page),
+    Route("POST",   "/u/{token}",                          OPEN,     links.send_file),
+    Route("GET",    "/u/{token}/uploads/{id}",             OPEN,     links.sent),
+    Route("DELETE", "/u/{token}/uploads/{id}",             OPEN,     links.send_abort),
+    Route("POST",   "/u/{token}/uploads/{id}/parts",       OPEN,     links.send_parts),
+    Route("POST",   "/u/{token}/uploads/{id}/complete",    OPEN,     links.send_complete),
+    Route("GET",    "/v1/admin/storage",                   ADMIN,    storage.status),
+    Route("POST",   "/v1/admin/storage/quota",             ADMIN,    storage.quota),
+    Route("POST",   "/v1/admin/storage/sweep",             ADMIN,    storage.sweep),
+    Route("GET",    "/v1/audit",                           ADMIN,    storage.audit),
 )
 # fmt: on
 

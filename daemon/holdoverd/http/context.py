@@ -8,6 +8,7 @@ from holdoverd.callers import Caller
 from holdoverd.catalogue import tokens
 from holdoverd.catalogue.store import Catalogue
 from holdoverd.errors import Forbidden, Unprocessable
+from holdoverd.files.services import FileServices
 from holdoverd.handover.packed import Detached
 from holdoverd.http.live import LiveStreams
 from holdoverd.http.login import LoginFailures
@@ -130,6 +131,7 @@ class Context:
     trusted_proxies: Sequence[str] = ()
     unhealthy: str | None = None
     router: Router | None = None
+    files: FileServices | None = None
     streams: LiveStreams = field(default_factory=LiveStreams)
     login_failures: LoginFailures = field(default_factory=LoginFailures)
     counts: Counts = field(default_factory=Counts)

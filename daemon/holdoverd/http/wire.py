@@ -32,8 +32,9 @@ OPEN = None
 ANY = ""
 READ = "read"
 SESSIONS = "sessions"
+FILES = "files"
 ADMIN = "admin"
-SCOPES = frozenset({READ, SESSIONS, "files", "jobs", "skills", ADMIN})
+SCOPES = frozenset({READ, SESSIONS, FILES, "jobs", "skills", ADMIN})
 
 # --- requests --------------------------------------------------------------------------------
 

@@ -49,7 +49,12 @@ CLOCK_LOOK_S = 60.0
 # Objects are stored inert, for stores that heed no `response-…` in a URL.
 INERT_TYPE = "application/octet-stream"
 
-_MISSING = frozenset({"NoSuchKey", "NoSuchUpload", "NoSuchBucket", "NotFound", "404"})
+# Not NoSuchBucket: where that is missing, nothing can be said about what was in it. A HEAD has no
+# body, so it says 404 for either; only the sweeper acts on that, and it has listed the bucket first.
+_MISSING = frozenset({"NoSuchKey", "NoSuchUpload", "NotFound", "404"})
+# For removing it is as good as any.
+_GONE = _MISSING | {"NoSuchBucket"}
+_NOTHING: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,14 +155,13 @@ class Store:
     ) -> tuple[str, dict[str, str]]:
         """(URL, headers to send with it) for a PUT of exactly `size` bytes as part `number`.
 
-        With `sha256` (hex) also of exactly those bytes. The length is signed, and is sent by every
-        HTTP client by itself; it is among the headers for those that have to be told.
+        With `sha256` (hex) also of exactly those bytes. The length is signed too, and not among the
+        headers: every HTTP client sends it by itself, and browsers let nobody else set it.
         """
-        headers = {"content-length": str(size)}
-        if sha256 is not None:
-            headers["x-amz-checksum-sha256"] = base64.b64encode(bytes.fromhex(sha256)).decode()
+        headers = {} if sha256 is None else {"x-amz-checksum-sha256": _base64(sha256)}
         query = {"partNumber": str(number), "uploadId": upload_id}
-        return self.sign("PUT", key, expires_s, query=query, headers=headers), headers
+        signed = {**headers, "content-length": str(size)}
+        return self.sign("PUT", key, expires_s, query=query, headers=signed), headers
 
     def sign_get(self, key: str, disposition: str, content_type: str, expires_s: int) -> str:
         """A URL to read `key`, answered with this Content-Disposition and Content-Type."""
@@ -187,9 +191,17 @@ class Store:
     async def is_there(self) -> bool:
         """Whether the bucket exists; raises StorageUnavailable when nobody can say."""
         found = await self._call(
-            "look for its bucket", lambda s3: s3.head_bucket(Bucket=self.bucket), missing=True
+            "look for its bucket", lambda s3: s3.head_bucket(Bucket=self.bucket), missing=_MISSING
         )
         return found is not None
+
+    async def answers(self) -> bool:
+        """Whether storage is there and takes our keys."""
+        try:
+            await self.is_there()
+        except StorageUnavailable:
+            return False
+        return True
 
     async def ensure_bucket(self) -> None:
         """Make the bucket where it is missing."""
@@ -266,7 +278,7 @@ class Store:
                 parts += [_part(item) for item in page.get("Parts", ())]
             return parts
 
-        return await self._call("list the parts of an upload", read, missing=True)
+        return await self._call("list the parts of an upload", read, missing=_MISSING)
 
     async def complete(self, key: str, upload_id: str, parts: Sequence[StoredPart]) -> str | None:
         """Make the object of its parts; its ETag. None when there is no such upload (any more).
@@ -291,14 +303,14 @@ class Store:
             )
             return str(answer["ETag"]).strip('"')
 
-        return await self._call("complete an upload", finish, missing=True)
+        return await self._call("complete an upload", finish, missing=_MISSING)
 
     async def abort(self, key: str, upload_id: str) -> bool:
         """Give an upload up, with its parts; False when there is none (any more)."""
         done = await self._call(
             "abort an upload",
             lambda s3: s3.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id),
-            missing=True,
+            missing=_GONE,
         )
         return done is not None
 
@@ -334,14 +346,14 @@ class Store:
                 modified_at=_ms(answer["LastModified"]),
             )
 
-        return await self._call("look at a file", look, missing=True)
+        return await self._call("look at a file", look, missing=_MISSING)
 
     async def delete(self, key: str) -> None:
         """Remove `key`; well done too when there is none."""
         await self._call(
             "delete a file",
             lambda s3: s3.delete_object(Bucket=self.bucket, Key=key),
-            missing=True,
+            missing=_GONE,
         )
 
     async def list_keys(
@@ -373,8 +385,10 @@ class Store:
 
     # -- how ------------------------------------------------------------------------------------
 
-    async def _call(self, what: str, fn: Callable[[Any], T], *, missing: bool = False) -> T | Any:
-        """`fn` with the S3 client, in a thread. With `missing`, None where the thing is not there.
+    async def _call(
+        self, what: str, fn: Callable[[Any], T], *, missing: frozenset[str] = _NOTHING
+    ) -> T | Any:
+        """`fn` with the S3 client, in a thread. None where it answers one of `missing`.
 
         A caller that is cancelled does not wait for the thread, which ends by its timeouts.
         """
@@ -386,7 +400,7 @@ class Store:
             self._run, what, fn, missing, limiter=self._limiter, abandon_on_cancel=True
         )
 
-    def _run(self, what: str, fn: Callable[[Any], T], missing: bool) -> T | None:
+    def _run(self, what: str, fn: Callable[[Any], T], missing: frozenset[str]) -> T | None:
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
@@ -394,7 +408,7 @@ class Store:
         except ClientError as error:
             details = error.response.get("Error", {})
             reason = str(details.get("Code", ""))
-            if missing and reason in _MISSING:
+            if reason in missing:
                 return None
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             kind = StorageUnavailable if status >= 500 else StorageRefused

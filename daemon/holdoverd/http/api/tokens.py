@@ -4,7 +4,7 @@ from typing import cast
 
 from sqlalchemy import Connection
 
-from holdoverd.catalogue import tokens
+from holdoverd.catalogue import audit, tokens
 from holdoverd.errors import BadRequest, NotFound
 from holdoverd.http import shapes
 from holdoverd.http.context import DEFAULT_OWNER, Context
@@ -39,7 +39,7 @@ async def create(context: Context, request: Request) -> Response:
             default_account=context.default_account,
             now=now,
         )
-        return tokens.create_token(
+        row = tokens.create_token(
             cx,
             token,
             name=cast(str, spec["name"]),
@@ -48,6 +48,16 @@ async def create(context: Context, request: Request) -> Response:
             now=now,
             expires_at=None if lifetime_s is None else now + lifetime_s * 1000,
         )
+        audit.record(
+            cx,
+            at=now,
+            owner=owner,
+            actor=request.caller.token_id or "admin",
+            action="token.made",
+            subject=row.id,
+            details={"name": row.name, "scopes": row.scopes},
+        )
+        return row
 
     row = await context.catalogue.write(store)
     return json_response({**_view(row), "token": token}, 201)
@@ -75,7 +85,22 @@ async def list_all(context: Context, request: Request) -> Response:
 async def revoke(context: Context, request: Request) -> Response:
     """The token is worth nothing from here on; its open streams close 4001 at once."""
     token_id = request.params["id"]
-    if not await context.catalogue.write(lambda cx: tokens.revoke_token(cx, token_id)):
+    now = now_ms()
+
+    def remove(cx: Connection) -> bool:
+        owner = tokens.revoke_token(cx, token_id)
+        if owner is not None:
+            audit.record(
+                cx,
+                at=now,
+                owner=owner,
+                actor=request.caller.token_id or "admin",
+                action="token.revoked",
+                subject=token_id,
+            )
+        return owner is not None
+
+    if not await context.catalogue.write(remove):
         raise NotFound(f"There is no token {token_id[:50]!r}; `GET /v1/tokens` lists them.")
     context.token_gone(token_id)
     return no_content()
