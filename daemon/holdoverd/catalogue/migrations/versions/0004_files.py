@@ -8,6 +8,8 @@ down_revision = "0003"
 branch_labels = None
 depends_on = None
 
+_BYTEWISE = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+
 
 def upgrade() -> None:
     """Create the tables of files; see `holdoverd.catalogue.schema`."""
@@ -23,14 +25,14 @@ def upgrade() -> None:
         "files",
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("owner", sa.Text(), nullable=False),
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("path", sa.Text(), nullable=False),
+        sa.Column("name", _BYTEWISE, nullable=False),
+        sa.Column("path", _BYTEWISE, nullable=False),
         sa.Column("size", sa.BigInteger(), nullable=False),
         sa.Column("sha256", sa.Text(), nullable=True),
         sa.Column("verified", sa.Text(), nullable=True),
         sa.Column("content_type", sa.Text(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
-        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("key", _BYTEWISE, nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("erased_at", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_files")),
@@ -42,14 +44,12 @@ def upgrade() -> None:
         "ix_files_created_at_id": ["created_at", "id"],
         "ix_files_owner_path_name_id": ["owner", "path", "name", "id"],
     }.items():
-        op.create_index(name, "files", columns, sqlite_where=listed, postgresql_where=listed)
+        op.create_index(name, "files", columns, sqlite_where=listed)
     to_erase = sa.text("state = 'deleted' AND erased_at IS NULL")
-    op.create_index(
-        "ix_files_to_erase", "files", ["id"], sqlite_where=to_erase, postgresql_where=to_erase
-    )
+    op.create_index("ix_files_to_erase", "files", ["id"], sqlite_where=to_erase)
     op.create_table(
         "file_words",
-        sa.Column("word", sa.Text(), nullable=False),
+        sa.Column("word", _BYTEWISE, nullable=False),
         sa.Column("file", sa.Text(), nullable=False),
         sa.Column("owner", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(["file"], ["files.id"], name=op.f("fk_file_words_file")),
