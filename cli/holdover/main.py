@@ -29,6 +29,10 @@ COMMANDS = {  # {name: (module, one line of help)}
     ),
     "rollback": ("holdover.commands.deploy", "Deploy the release before the present one again."),
     "drain": ("holdover.commands.deploy", "Have older daemons hand over what they still serve."),
+    "rehearse": (
+        "holdover.commands.rehearse",
+        "Deploy and kill the daemon under demo sessions, and count what they lose.",
+    ),
     "stop": ("holdover.commands.deploy", "Stop Holdover on this host; agents run on."),
     "config": ("holdover.commands.config", "Show and check the configuration of this machine."),
 }

@@ -303,6 +303,13 @@ def test_a_session_goes_on_over_a_deploy_and_a_rollback(machine: Machine) -> Non
     holdover(machine, "release", "rm", "0.2.0+next")
 
 
+def test_a_rehearsal_on_a_systemd_host_loses_nothing(machine: Machine) -> None:
+    said = holdover(machine, "rehearse", "--sessions", "3")
+    assert "deploy: lost 0, repeated 0, closed 0, " in said
+    assert "kill -9: lost 0, repeated 0, closed 3, " in said
+    settled(machine)
+
+
 def test_the_second_of_two_deploys_is_told_who_is_at_it(machine: Machine) -> None:
     hold = (
         "exec 9>>/run/holdover/deploy.lock; flock 9; "

@@ -132,3 +132,15 @@ def test_a_deploy_that_is_killed_goes_on_and_one_told_to_stop_takes_itself_back(
     assert deploying.returncode == 1
     assert "taken back: the deploy was told to stop" in said
     assert up.call("GET", "/healthz")["generation"] == 1
+
+
+def test_a_rehearsal_loses_nothing_and_leaves_nothing_behind(up: Up) -> None:
+    done = holdover(up, "rehearse", "--sessions", "3")
+    assert done.returncode == 0, done.stderr
+    assert "is permanent" in done.stderr
+    told = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": lost" in line)
+    assert set(told) == {"left alone", "deploy", "kill -9"}
+    for phase in ("left alone", "deploy"):
+        assert told[phase].startswith("lost 0, repeated 0, closed 0, "), done.stdout
+    assert told["kill -9"].startswith("lost 0, repeated 0, closed 3, "), done.stdout
+    wait_until(lambda: not up.call("GET", "/v1/sessions")["items"], "the sessions are removed")

@@ -33,27 +33,40 @@ def deploy(release: str | None) -> None:
     Under `holdover up` RELEASE is the folder of a checkout or an environment, by default the one
     that `up` runs from, with its code as it is now.
     """
-    if (runtime := up_runtime(os.environ)) is not None:
-        fields = {} if release is None else {"python": str(_interpreter(Path(release)))}
-        _deploy_up(runtime, "deploy", **fields)
-        return
-    with as_root() as tools:
-        name = release or tools.releases.newest().name
-        _deploy(tools, name)
+    if (runtime := up_runtime(os.environ)) is not None and release is not None:
+        _deploy_up(runtime, "deploy", _say, python=str(_interpreter(Path(release))))
+    elif release is not None:
+        with as_root() as tools:
+            _deploy(tools, release, _say)
+    else:
+        deploy_newest(_say)
 
 
 @click.command(short_help="Deploy the release before the present one again.")
 def rollback() -> None:
     """Deploy the release before the present one again, as a new generation: forward, and gently."""
     if (runtime := up_runtime(os.environ)) is not None:
-        _deploy_up(runtime, "rollback")
+        _deploy_up(runtime, "rollback", _say)
         return
     with as_root() as tools:
         history = tools.layout.committed()
         earlier = [name for name in history if name != history[-1]]
         if not earlier:
             raise CommandError("No earlier release was ever permanent here.", Exit.CONFLICT)
-        _deploy(tools, earlier[-1])
+        _deploy(tools, earlier[-1], _say)
+
+
+def deploy_newest(say: Callable[[str], None]) -> None:
+    """Deploy what was installed last, or what `holdover up` runs from; `say` gets its sentences."""
+    if (runtime := up_runtime(os.environ)) is not None:
+        _deploy_up(runtime, "deploy", say)
+        return
+    with as_root() as tools:
+        _deploy(tools, tools.releases.newest().name, say)
+
+
+def _say(sentence: str) -> None:
+    click.echo(f"  {sentence}", err=True)
 
 
 def _interpreter(folder: Path) -> Path:
@@ -68,18 +81,18 @@ def _interpreter(folder: Path) -> Path:
     )
 
 
-def _deploy_up(runtime: Path, op: str, **fields: str) -> None:
+def _deploy_up(runtime: Path, op: str, say: Callable[[str], None], **fields: str) -> None:
     with on_up() as tools:
         generation = tools.uphost.ask(runtime, op, **fields)
         host = tools.uphost.UpHost(runtime)
         click.echo(f"Deploying generation {generation}.", err=True)
         outcome = _follow(
-            tools, host, generation, lambda: bool(tools.uphost.ask(runtime, "deploying"))
+            tools, host, generation, say, lambda: bool(tools.uphost.ask(runtime, "deploying"))
         )
     _tell(outcome, generation)
 
 
-def _deploy(tools: Any, name: str) -> None:
+def _deploy(tools: Any, name: str, say: Callable[[str], None]) -> None:
     tools.releases.find(name)
     host = tools.hosts.SystemdHost()
     with tools.run.deploy_lock(host.lock_path(), 0):
@@ -90,7 +103,7 @@ def _deploy(tools: Any, name: str) -> None:
     tools.layout.call("systemctl", "start", "--no-block", unit, what=f"starting {unit}")
     started = time.monotonic()
     outcome = _follow(
-        tools, host, generation, lambda: time.monotonic() - started < 2 or _unit_runs(unit)
+        tools, host, generation, say, lambda: time.monotonic() - started < 2 or _unit_runs(unit)
     )
     _tell(outcome, generation)
 
@@ -106,8 +119,14 @@ def _tell(outcome: Any, generation: int) -> None:
     click.echo(f"Generation {generation}, release {outcome.release}, is permanent.", err=True)
 
 
-def _follow(tools: Any, host: Any, generation: int, runs: Callable[[], bool]) -> Any:
-    """Print what the deploy says until it is over; its outcome, None where it left none."""
+def _follow(
+    tools: Any,
+    host: Any,
+    generation: int,
+    say: Callable[[str], None],
+    runs: Callable[[], bool],
+) -> Any:
+    """Repeat what the deploy says until it is over; its outcome, None where it left none."""
     told = 0
     progress: Path = host.progress_path(generation)
     while True:
@@ -116,7 +135,7 @@ def _follow(tools: Any, host: Any, generation: int, runs: Callable[[], bool]) ->
         outcome = tools.outcome.Outcome.read(host.outcome_path())
         lines = progress.read_text().splitlines() if progress.exists() else []
         for line in lines[told:]:
-            click.echo(f"  {line}", err=True)
+            say(line)
         told = len(lines)
         if outcome is not None and outcome.generation == generation and outcome.state != "running":
             return outcome
@@ -148,17 +167,21 @@ def drain(ctx: click.Context, migrate: bool, deadline: float | None) -> None:
     Without options they are only waited for: each ends by itself once its last session has
     finished or rests.
     """
-    client = client_of(ctx)
+    drain_older(client_of(ctx), deadline_s=0 if migrate else deadline)
+    click.echo("Nothing is left to drain.", err=True)
+
+
+def drain_older(client: Client, deadline_s: float | None = 0) -> None:
+    """Wait until the older instances are gone; after `deadline_s` have them hand over the rest."""
     started = time.monotonic()
     asked = False
     while older := _older(client):
-        late = deadline is not None and time.monotonic() - started >= deadline
-        if not asked and (migrate or late):
+        late = deadline_s is not None and time.monotonic() - started >= deadline_s
+        if late and not asked:
             asked = True
             for one in older:
                 client.post("/v1/admin/drain", {"generation": one["generation"], "migrate": True})
         time.sleep(0.2)
-    click.echo("Nothing is left to drain.", err=True)
 
 
 def _older(client: Client) -> list[dict[str, Any]]:
