@@ -68,7 +68,8 @@ class Follower:
         self._typing = typing
         self._quiet = quiet
         self._own = set(own_prompts)
-        self._transcript = Transcript(Style(_has_colour(self._out)), self._own)
+        self._colour = _has_colour(self._out)
+        self._transcript = Transcript(Style(self._colour), self._own)
         self._inbox = Inbox()
         self._stream = Stream(client, session, self._inbox)
         self._outbox = Outbox()
@@ -87,19 +88,29 @@ class Follower:
 
     def run(self) -> Exit:
         """Follow until there is a reason to stop; raises `CommandError` for a bad one."""
-        if self._typing:
+        if self._reads_lines():
             threading.Thread(target=_read_lines, args=(self._inbox,), daemon=True).start()
         with _ctrl_c_to(self._inbox):
             try:
                 self._stream.connect(self._cursor.query())
                 while True:
-                    item = self._inbox.get()
+                    item = self._next_item()
                     done = self._handle(item)
                     if done is not None:
                         return done
             finally:
                 self._stream.close()
-                self._write(self._transcript.close_line())
+                self._write(self._closing())
+
+    def _closing(self) -> str:
+        """What is still to be printed before leaving."""
+        return self._transcript.close_line()
+
+    def _next_item(self) -> Item | None:
+        return self._inbox.get()
+
+    def _reads_lines(self) -> bool:
+        return self._typing
 
     def _handle(self, item: Item | None) -> Exit | None:
         match item:

@@ -15,6 +15,7 @@ from urllib.parse import urlencode, urlsplit
 
 from holdover.client import Client, path_of, refusal
 from holdover.exits import CommandError
+from holdover.keys import Key
 from holdover.redial import http_verdict, verdict
 
 if TYPE_CHECKING:
@@ -52,11 +53,18 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Keyed:
+    """A key that was pressed, where keys are read one by one."""
+
+    key: Key
+
+
+@dataclass(frozen=True)
 class Interrupt:
     """Ctrl-C."""
 
 
-Item = Frame | Lost | Line | Interrupt
+Item = Frame | Lost | Line | Keyed | Interrupt
 
 
 class Inbox:

@@ -260,6 +260,9 @@ class _Handler(BaseHTTPRequestHandler):
                 }
                 daemon.tokens.append({**made, **body})
                 self._send(201, {**made, **body, "token": TOKEN})
+            case ("POST", "v1", "login-codes"):
+                url = f"http://127.0.0.1:8780/#login={(body or {}).get('owner', 'me')}"
+                self._send(201, {"code": "c", "url": url, "expires_at": 1_800_000_000_000})
             case ("GET", "v1", "tokens"):
                 self._send(200, {"items": daemon.tokens, "next": None})
             case ("DELETE", "v1", "tokens", one):

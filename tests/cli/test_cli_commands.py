@@ -237,6 +237,17 @@ def test_login_tries_the_token_saves_it_for_its_owner_only_and_logout_forgets(
     assert holdover("logout").code == 0
 
 
+def test_login_qr_prints_a_code_for_another_device(daemon: FakeDaemon, holdover: Holdover) -> None:
+    ran = holdover("login", "--qr", "--owner", "alice")
+    assert ran.out == "http://127.0.0.1:8780/#login=alice\n", "no picture where nobody looks"
+    assert "Good once" in ran.err
+    assert "set [server] public_url" in ran.err
+    made = json.loads(holdover("login", "--qr", "--json").out)
+    assert made["url"].endswith("#login=me")
+    assert holdover("login", "--qr", "https://x.example").code == 2
+    assert holdover("login").code == 2
+
+
 def test_login_warns_of_a_plain_address_and_refuses_what_is_no_token(
     holdover: Holdover, home: Path
 ) -> None:

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -104,8 +105,12 @@ def test_long_answer_is_fetched_whole(daemon: FakeDaemon, holdover: Holdover) ->
 class Viewer:
     """A `holdover` on a terminal of its own."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", fd: int) -> None:
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", fd: int, held: int, settings: list[object]
+    ) -> None:
         self.process = process
+        self.held = held  # a copy of its end, since the settings go with the last one
+        self.settings = settings  # before it began
         self.shown = ""
         self._fd = fd
 
@@ -128,28 +133,30 @@ class Viewer:
 
 
 @contextmanager
-def following(daemon: FakeDaemon, *args: str) -> Iterator[Viewer]:
+def following(daemon: FakeDaemon, *args: str, **env: str) -> Iterator[Viewer]:
+    """On a terminal that can nothing, unless `env` names another TERM."""
+    env = {"TERM": "dumb", **env}
     primary, secondary = pty.openpty()
+    settings = termios.tcgetattr(secondary)
     process = subprocess.Popen(
         [sys.executable, "-m", "holdover", *args],
         stdin=secondary,
         stdout=secondary,
         stderr=secondary,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "NO_COLOR": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "NO_COLOR": "1", **env},
         preexec_fn=lambda: _own_terminal(secondary),
     )
-    os.close(secondary)
     try:
-        yield Viewer(process, primary)
+        yield Viewer(process, primary, secondary, settings)
     finally:
         process.kill()
         process.wait()
         os.close(primary)
+        os.close(secondary)
 
 
 def _own_terminal(fd: int) -> None:
     import fcntl
-    import termios
 
     os.setsid()
     fcntl.ioctl(fd, termios.TIOCSCTTY, 0)

@@ -343,6 +343,20 @@ async def test_a_code_by_the_admin_door_logs_an_administrator_in(catalogue: Cata
         assert (await doors.ask("GET", "/v1/tokens", Cookie=f"holdover={value}")).status == 200
 
 
+async def test_a_code_for_another_owner_is_no_administrators(doors: Doors) -> None:
+    token, _ = await doors.token("alice", ("read",))
+    answer = await doors.admin("POST", "/v1/login-codes", {"owner": "alice"})
+    value, _ = cookie_of(await doors.ask("POST", "/login", {"code": answer.json()["code"]}))
+    cookie = {"Cookie": f"holdover={value}", "Origin": "https://holdover.example"}
+    doors.sessions.sessions["s_0"] = dict(ALICE)
+    assert (await doors.ask("GET", "/v1/sessions/s_0", **cookie)).status == 200
+    assert (await doors.ask("GET", "/v1/tokens", **cookie)).status == 403
+    # Nobody makes one for somebody else without being an administrator.
+    refused = await doors.ask("POST", "/v1/login-codes", {"owner": "bob"}, **bearer(token))
+    assert refused.status == 403
+    assert (await doors.admin("POST", "/v1/login-codes", {"owner": "nobody"})).status == 422
+
+
 @pytest.fixture
 async def empty_codes(catalogue: Catalogue) -> AsyncIterator[None]:
     yield

@@ -224,10 +224,11 @@ def send(
 def attach(ctx: click.Context, after: int | None, as_json: bool, id: str) -> None:  # noqa: A002
     """Follow session ID live: its text as it is written, its questions, its results.
 
-    On a terminal, a line you type is a prompt; a and d answer what the agent asks. Ctrl-C stops the
-    turn, a second one leaves, Ctrl-D leaves at once; the session goes on in any case. A connection
-    that breaks is made again and goes on in mid-sentence. With --json, prints the frames of the
-    stream as they come.
+    On a terminal, a line you type is a prompt, also one like /compact; a key answers what the agent
+    asks. Tools' calls and thinking are folded to a line, and Ctrl-O shows the latest whole. Ctrl-C
+    stops the turn, a second one leaves, Ctrl-D leaves at once; the session goes on in any case. A
+    connection that breaks is made again and goes on in mid-sentence. With --json, prints the frames
+    of the stream as they come.
     """
     client = client_of(ctx)
     session_id = resolve_session(client, id)
@@ -240,8 +241,13 @@ def _follow(
 ) -> Exit:
     from holdover.cursor import Cursor
     from holdover.follow import Follower
+    from holdover.terminal import usable
 
     cursor = Cursor(after, epoch)
+    if not as_json and usable(sys.stdout):
+        from holdover.console import Console
+
+        return Console(client, session_id, cursor).run()
     return Follower(client, session_id, cursor, as_json=as_json, typing=_typing(as_json)).run()
 
 

@@ -2,16 +2,19 @@
 
 import base64
 import hashlib
+from dataclasses import replace
 
 import trio
 
 from holdoverd.catalogue import tokens
 from holdoverd.errors import BadRequest, RateLimited, Unauthorized, Unavailable
-from holdoverd.http import login
+from holdoverd.http import login, shapes
 from holdoverd.http.context import Context
 from holdoverd.http.shapes import Fields
 from holdoverd.http.wire import (
+    ADMIN,
     COOKIE,
+    SCOPES,
     Request,
     Response,
     client_address,
@@ -141,12 +144,15 @@ def _cookie(context: Context, request: Request, value: str, lifetime_ms: int) ->
 
 async def new_login_code(context: Context, request: Request) -> Response:
     """A code that logs another browser in as this caller, for a QR code."""
-    request.json_or_empty()
+    caller, owner = request.caller, shapes.owner(request.json_or_empty())
+    if owner is not None:
+        caller = await context.acting_for(caller, owner)
+        if caller.admin:
+            # What an admin hands to somebody else is that owner's door and not the admin's.
+            caller = replace(caller, scopes=frozenset(SCOPES - {ADMIN}), admin=False)
     code = login.new_code()
     now = now_ms()
-    expires_at = await context.catalogue.write(
-        lambda cx: login.store_code(cx, code, request.caller, now)
-    )
+    expires_at = await context.catalogue.write(lambda cx: login.store_code(cx, code, caller, now))
     base = context.public_url or f"http://{request.head.authority or 'localhost'}"
     return json_response(
         {"code": code, "url": f"{base}/#login={code}", "expires_at": expires_at}, 201
