@@ -128,7 +128,7 @@ class Client:
     door: Door
     timeout_s: float = TIMEOUT_S
 
-    def get(self, path: str, **query: object) -> Any:
+    def get(self, path: str, /, **query: object) -> Any:
         """The answer's JSON. Tried again when the connection breaks: a GET changes nothing."""
         return self.request("GET", path, query=query, again=True)
 
@@ -136,10 +136,13 @@ class Client:
         """The answer's JSON; `again` only where the daemon recognises a repetition."""
         return self.request("POST", path, body=body, again=again)
 
-    def delete(self, path: str, **query: object) -> Any:
+    def patch(self, path: str, body: Mapping[str, object]) -> Any:
+        return self.request("PATCH", path, body=body)
+
+    def delete(self, path: str, /, **query: object) -> Any:
         return self.request("DELETE", path, query=query)
 
-    def items(self, path: str, *, limit: int, **query: object) -> Iterator[dict[str, Any]]:
+    def items(self, path: str, /, *, limit: int, **query: object) -> Iterator[dict[str, Any]]:
         """The items of a list, over all its pages, at most `limit`."""
         cursor: object = None
         while limit > 0:
@@ -226,7 +229,7 @@ def refusal(answer: object, status: int, door: str) -> RefusedError:
         code, message = known.get(status, "internal"), f"{door} answered with status {status}."
     if code == "unauthorized":
         message += " Run `holdover login URL` with a valid token."
-    return RefusedError(code, message, status)
+    return RefusedError(code, message, status, error if isinstance(error, dict) else None)
 
 
 def _query(query: Mapping[str, object]) -> str:

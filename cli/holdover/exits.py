@@ -1,6 +1,8 @@
 """How a command ends: its exit code, and one sentence for a person."""
 
+from collections.abc import Mapping
 from enum import IntEnum
+from typing import Any
 
 
 class Exit(IntEnum):
@@ -41,12 +43,15 @@ class CommandError(Exception):
 
 
 class RefusedError(CommandError):
-    """The daemon answered with an error of the wire's closed list."""
+    """The daemon answered with an error of the wire's closed list; `extra` is what else it says."""
 
-    def __init__(self, code: str, message: str, status: int = 0) -> None:
+    def __init__(
+        self, code: str, message: str, status: int = 0, extra: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__(message, EXIT_OF_CODE.get(code, Exit.FAILED))
         self.code = code
         self.status = status
+        self.extra = extra or {}
 
 
 class UnreachableError(CommandError):

@@ -19,6 +19,17 @@ COMMANDS = {  # {name: (module, one line of help)}
     "logout": ("holdover.commands.login", "Forget the saved address and token."),
     "session": ("holdover.commands.session", "Talk to agent sessions, list and end them."),
     "agent": ("holdover.commands.agent", "Install agents' programs, list them, log them in."),
+    "file": ("holdover.commands.file", "Put files into storage, get, list and remove them."),
+    "share": ("holdover.commands.share", "Put a file and print a link to it."),
+    "link": ("holdover.commands.share", "Make, list and revoke links to files."),
+    "upload-link": (
+        "holdover.commands.share",
+        "Make, list and revoke links by which files are sent.",
+    ),
+    "storage": (
+        "holdover.commands.storage",
+        "Say where the bytes of files are, and try whether that is any good.",
+    ),
     "token": ("holdover.commands.token", "Make, list and revoke tokens."),
     "account": ("holdover.commands.account", "Say as which Unix users agents may run here."),
     "status": ("holdover.commands.status", "What runs, and how many sessions in which state."),
@@ -48,7 +59,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(COMMANDS[cmd_name][0])
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

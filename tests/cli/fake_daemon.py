@@ -24,6 +24,7 @@ from websockets.frames import Frame as WsFrame
 from websockets.frames import Opcode
 from websockets.protocol import Protocol, Side, State
 
+from tests.cli.fake_files import FakeFiles
 from tests.cli.model_session import Frame, ModelSession, wire
 
 TOKEN = "hold_secret"
@@ -47,6 +48,7 @@ class FakeDaemon:
         self.fail_next: list[tuple[int, Frame]] = []
         self.drop_requests = 0
         self.url = ""
+        self.files = FakeFiles()
 
     def add_session(self, session_id: str, **details: Any) -> ModelSession:
         with self.lock:
@@ -187,6 +189,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_DELETE(self) -> None:
         self._route("DELETE")
 
+    def do_PATCH(self) -> None:
+        self._route("PATCH")
+
     def _route(self, method: str) -> None:
         daemon: FakeDaemon = self.server.daemon
         parts = urlsplit(self.path)
@@ -272,7 +277,7 @@ class _Handler(BaseHTTPRequestHandler):
                     raise KeyError(one)
                 self._send(204, None)
             case _:
-                self._fail(404, "not_found", f"There is no {self.path}.")
+                self._send(*daemon.files.answer(method, path, query, body))
 
     def _fail(self, status: int, code: str, message: str) -> None:
         self._send(status, {"error": {"code": code, "message": message}})

@@ -45,7 +45,7 @@ def test_no_command_but_up_imports_the_daemons_libraries(args: list[str], home: 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_table_of_commands_agrees_with_the_commands(name: str) -> None:
     module, text = COMMANDS[name]
-    command = getattr(importlib.import_module(module), name)
+    command = getattr(importlib.import_module(module), name.replace("-", "_"))
     assert command.name == name
     assert command.get_short_help_str(limit=200) == text
 

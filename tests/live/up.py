@@ -137,7 +137,7 @@ class Up(Api):
 
 
 @contextlib.contextmanager
-def running(folder: Path, **env: str) -> Iterator[Up]:
+def running(folder: Path, *, storage: bool = False, **env: str) -> Iterator[Up]:
     """`holdover up` in `folder`, which should have a short path: sockets live in it."""
     for name in ("run", "state", "home"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,10 @@ def running(folder: Path, **env: str) -> Iterator[Up]:
     }
     with (folder / "output").open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "holdover", "up", f"--port={port}"],
+            [
+                *(sys.executable, "-m", "holdover", "up", f"--port={port}"),
+                *(() if storage else ("--no-storage",)),
+            ],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,

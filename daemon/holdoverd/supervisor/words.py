@@ -47,7 +47,7 @@ def _agent(plan: Plan) -> str:
 
 def _storage(plan: Plan, address: str | None) -> str:
     if address is not None:
-        return f"{address} (S3, for files)"
+        return f"{address} (S3); to share a file: {plan.command_prefix} share FILE"
     if plan.settings.sources["storage.endpoint"] != "default":
         return f"{plan.settings.storage.endpoint} (S3, as configured)"
     return "none: files cannot be put or shared"
