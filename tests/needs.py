@@ -54,6 +54,7 @@ NO_NSPAWN = (
 )
 NO_MMDEBSTRAP = NO_NSPAWN or _lacks("mmdebstrap")
 NO_SYSTEMD_TOOLS = _lacks("systemd-analyze")
+NO_NGINX = _lacks("nginx", "openssl")
 NO_SOCKET_ACTIVATE = _lacks("systemd-socket-activate")
 NO_POSTGRESQL = _lacks_postgresql()
 
@@ -66,3 +67,4 @@ needs_systemd_analyze = pytest.mark.skipif(
 needs_socket_activate = pytest.mark.skipif(
     NO_SOCKET_ACTIVATE is not None, reason=NO_SOCKET_ACTIVATE or ""
 )
+needs_nginx = pytest.mark.skipif(NO_NGINX is not None, reason=NO_NGINX or "")

@@ -36,6 +36,19 @@ async def get(url: str, headers: Mapping[str, str] | None = None) -> Answer:
     return await trio.to_thread.run_sync(partial(send, "GET", url, None, headers))
 
 
+class Anybody:
+    """Sees everything."""
+
+    owner = "default"
+    actor = "test"
+
+    def may_see(self, _file: object, /) -> bool:
+        return True
+
+    def may_send(self, _upload: object, /) -> bool:
+        return True
+
+
 class House:
     """An instance's doors; `ask` is by the admin door and asserts nothing."""
 

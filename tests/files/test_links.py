@@ -2,6 +2,7 @@
 
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -9,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import trio
 
+from holdoverd.errors import StorageUnavailable
 from holdoverd.ids import now_ms
 from holdoverd.storage.client import Store
 from tests.files.house import House, get, open_house, put, sha256
@@ -336,3 +338,26 @@ async def test_audit_is_paged_and_filtered(house: House) -> None:
     assert [(item["actor"], item["subject"]) for item in used["items"]] == [(link["id"],) * 2]
     assert used["items"][0]["details"]["file"] == file["id"]
     assert (await house.call("GET", "/v1/audit?owner=nobody"))["items"] == []
+
+
+# --- secrets ----------------------------------------------------------------------------------
+
+
+async def test_nothing_secret_is_logged_even_at_debug_level(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    import logging
+
+    caplog.set_level(logging.DEBUG)
+    file, link = await linked(house, password="s3same-s3same")
+    await house.doors.ask("POST", place(link["url"]), {"password": "s3same-s3same"})
+    token, _ = await house.doors.token(scopes=("read", "files"))
+    await house.doors.ask("GET", "/v1/files", Authorization=f"Bearer {token}")
+    await house.call("DELETE", f"/v1/files/{file['id']}")
+    stranger = Store(house.services.files.settings, replace(KEYS, secret_key="wrong-wrong"))
+    with pytest.raises(StorageUnavailable):
+        await stranger.create_multipart("f/x")
+    secrets = [KEYS.secret_key, KEYS.access_key, "X-Amz-Signature=", "s3same-s3same", token]
+    secrets += [link["url"].rpartition("/")[2], "wrong-wrong"]
+    assert not [secret for secret in secrets if secret in caplog.text]
+    assert logging.getLogger("botocore").isEnabledFor(logging.DEBUG) is False

@@ -7,7 +7,7 @@ import trio
 
 from holdoverd.errors import StorageUnavailable
 from holdoverd.ids import now_ms
-from tests.files.house import House, open_house
+from tests.files.house import Anybody, House, open_house
 
 pytestmark = pytest.mark.slow  # a server has to start
 
@@ -90,7 +90,7 @@ async def test_object_that_came_after_its_file_was_given_up_is_removed(house: Ho
     store = house.services.files.store
     made = await house.new(HELLO)
     await house.call("DELETE", f"/v1/uploads/{made['upload']['id']}")
-    key = (await house.services.files.find(_Anybody(), made["file"]["id"])).key
+    key = (await house.services.files.find(Anybody(), made["file"]["id"])).key
     upload = await store.create_multipart(key)
     await store.complete(key, upload, [await store.upload_part(key, upload, 1, HELLO)])
     await store.create_multipart(key)
@@ -101,7 +101,7 @@ async def test_object_that_came_after_its_file_was_given_up_is_removed(house: Ho
 async def test_missing_bytes_are_told_and_nothing_is_touched(house: House) -> None:
     files = [await house.put_file(HELLO) for _ in range(3)]
     lost = files[1]
-    row = await house.services.files.find(_Anybody(), lost["id"])
+    row = await house.services.files.find(Anybody(), lost["id"])
     await house.services.files.store.delete(row.key)
     found = await house.call("POST", SWEEP, {"dry_run": False, "older_than_s": 0})
     assert (found["missing"], found["found"]["missing"]) == (1, [lost["id"]])
@@ -138,14 +138,3 @@ async def test_one_instance_sweeps_when_it_is_time(
             await trio.sleep_forever()
     assert len(swept) == 2
     assert trio.current_time() - started >= 2  # twice a second, were both to do it
-
-
-class _Anybody:
-    owner = "default"
-    actor = "test"
-
-    def may_see(self, _file: object, /) -> bool:
-        return True
-
-    def may_send(self, _upload: object, /) -> bool:
-        return True

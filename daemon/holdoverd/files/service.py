@@ -116,7 +116,10 @@ class ByUploadLink:
 
 
 class Files:
-    """What an instance can do with files. `store` None: there is no storage, lists work."""
+    """What an instance can do with files. `store` None: there is no storage, lists work.
+
+    `observe` is told of each step as it has been done; the tests stop the process there.
+    """
 
     def __init__(
         self,
@@ -124,8 +127,10 @@ class Files:
         store: Store | None,
         settings: StorageSettings,
         now: Callable[[], int] = now_ms,
+        observe: Callable[[str], None] = lambda _step: None,
     ) -> None:
         self.catalogue = catalogue
+        self.observe = observe
         self.settings = settings
         self.now = now
         self._store = store
@@ -153,6 +158,7 @@ class Files:
         """``{"file", "upload"}``, with the first URLs."""
         await self.store.check_clock()
         parts = rules.cut(new.size)
+        self.observe("asked")
         now = self.now()
         file = FileRow(
             id=new_id("f"),
@@ -189,8 +195,10 @@ class Files:
             table.create(cx, file, upload, digests, self.settings.quota_bytes)
 
         await self.catalogue.write(store_rows)
+        self.observe("row")
         try:
             storage_upload = await self._open(file.key, digests=upload.digests)
+            self.observe("opened in storage")
         except BaseException:
             # Also when whoever asked has gone. Where this cannot be, the sweeper does it.
             with trio.CancelScope(shield=True):
@@ -200,6 +208,7 @@ class Files:
             await self.store.abort(file.key, storage_upload)
             raise Gone("The upload was given up while it was being opened; start it again.")
         upload = replace(upload, state="open", storage_upload=storage_upload)
+        self.observe("open")
         return {
             "file": file_view(file),
             "upload": {
@@ -342,6 +351,7 @@ class Files:
         parts = Parts(file.size, upload.part_size)
         known = await self.catalogue.read(lambda cx: table.digests_of(cx, upload.id))
         held = await self.store.list_parts(file.key, upload.storage_upload)
+        self.observe("listed")
         if held is not None:
             by_number = {part.number: part for part in held}
             rules.check_parts(
@@ -362,7 +372,9 @@ class Files:
                     " for fresh URLs, put the parts again, then complete."
                 ) from refused
         # Else storage has completed it before, and whoever asked for that did not live to say so.
+        self.observe("completed in storage")
         head = await self.store.head(file.key)
+        self.observe("looked at")
         if head is None:
             return await self._lost(who, upload.id, file)
         digests = [known[n] for n in sorted(known)] if len(known) == parts.count else []
@@ -392,6 +404,7 @@ class Files:
             return True
 
         if await self.catalogue.write(commit):
+            self.observe("ready")
             return file_view(replace(file, state="ready", verified=verified))
         return await self._lost(who, upload.id, file)
 
@@ -459,6 +472,7 @@ class Files:
             return True
 
         if await self.catalogue.write(commit):
+            self.observe("deleted")
             await self._try_erase(file)
 
     async def download(self, who: Who, file_id: str, *, inline: bool) -> Json:
@@ -503,6 +517,7 @@ class Files:
         except CatalogueError as error:
             log.warning("an upload was not given up, leaving it to the sweeper: %s", error)
             return False
+        self.observe("given up")
         if done:
             await self._try_erase(file)
         return done
@@ -518,9 +533,12 @@ class Files:
         for upload in await self.catalogue.read(lambda cx: table.uploads_of(cx, file.id)):
             if upload.storage_upload is not None:
                 await self.store.abort(file.key, upload.storage_upload)
+                self.observe("aborted in storage")
         await self.store.delete(file.key)
+        self.observe("deleted in storage")
         now = self.now()
         await self.catalogue.write(lambda cx: table.erased(cx, file.id, now))
+        self.observe("erased")
 
     # -- looking --------------------------------------------------------------------------------
 
