@@ -34,8 +34,10 @@ check: $(VENV)/dev.stamp ## Style, types, units and links
 	packaging/check-units
 	$(BIN)/python tests/check_links.py
 
-bench: $(VENV)/dev.stamp ## Measure; the table is kept in tests/bench/results.md
+bench: $(VENV)/dev.stamp ## Measure; the tables are kept in tests/bench
+	@packaging/prepare bench
 	$(BIN)/python -m tests.bench $(ARGS)
+	$(BIN)/python -m tests.bench.replacing
 
 soak: $(VENV)/dev.stamp ## The long runs: many sessions, many kills, many power cuts
 	@packaging/prepare test
