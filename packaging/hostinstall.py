@@ -24,11 +24,15 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
+from fnmatch import fnmatch
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parent.parent
 sys.dont_write_bytecode = True  # the checkout may not be root's
 sys.path.insert(0, str(SOURCE / "daemon"))
+sys.path.insert(0, str(SOURCE / "packaging"))
+
+import webclient  # noqa: E402 - the checkout is found first
 
 from holdoverd.deploy import accounts  # noqa: E402 - the checkout is found first
 from holdoverd.deploy.accounts import DEFAULT_ACCOUNT, agent_units  # noqa: E402
@@ -70,7 +74,12 @@ STORAGE_KEYS = CONFIG / "storage-keys.json"
 DOCS = Path("/usr/local/share/doc/holdover")
 
 # What a release is made of. Its digest tells a changed tree from one already installed.
-INPUTS = ("cli", "daemon", "units", "pyproject.toml", "LICENSE", "requirements.lock")
+INPUTS = (
+    *("cli", "daemon", "units", "pyproject.toml", "LICENSE", "requirements.lock"),
+    *("packaging/hatch_build.py", "packaging/webclient.py", "requirements-node.lock"),
+)
+# Made from the inputs, or by them.
+LEFT_OUT = ("__pycache__", "node_modules", "static", "*.pyc", ".client-*")
 DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE")
 LOCKS = ("requirements.lock", "requirements-build.lock")
 FIXED_UNITS = (
@@ -134,7 +143,8 @@ def tree_digest(source: Path) -> str:
         top = source / name
         files = [top] if top.is_file() else sorted(p for p in top.rglob("*") if p.is_file())
         for path in files:
-            if "__pycache__" in path.parts or path.suffix == ".pyc":
+            parts = path.relative_to(source).parts
+            if any(fnmatch(part, pattern) for part in parts for pattern in LEFT_OUT):
                 continue
             content = path.read_bytes()
             digest.update(f"{path.relative_to(source)}\0{len(content)}\0".encode())
@@ -202,6 +212,48 @@ def fill_wheelhouse(folder: Path, tools: Path) -> None:
     write_if_changed(folder / "COMPLETE", wheelhouse_stamp(SOURCE))
 
 
+def copy_tree(tree: Path) -> None:
+    """What a release is made of, and nothing made from it. The build writes beside its sources."""
+    for item in (*INPUTS, "README.md"):
+        (tree / item).parent.mkdir(parents=True, exist_ok=True)
+        if (SOURCE / item).is_dir():
+            left_out = shutil.ignore_patterns(*LEFT_OUT)
+            shutil.copytree(SOURCE / item, tree / item, ignore=left_out)
+        else:
+            shutil.copyfile(SOURCE / item, tree / item)
+
+
+def has_client(folder: Path) -> bool:
+    """Does the wheelhouse bring this tree's web client, built?"""
+    return webclient.is_current(folder / "client", SOURCE / webclient.CLIENT)
+
+
+def put_client(tree: Path, wheelhouse: Path, tools: Path) -> None:
+    """The built web client into `tree`: from this checkout, from `wheelhouse`, or made now."""
+    for built in (SOURCE / webclient.STATIC, wheelhouse / "client"):
+        if webclient.is_current(built, SOURCE / webclient.CLIENT):
+            shutil.copytree(built, tree / webclient.STATIC)
+            return
+    if webclient.node_on_path() is None:
+        call(
+            *(tools, "-I", "-m", "pip", "--disable-pip-version-check", "install", "--quiet"),
+            *("--require-hashes", "-r", SOURCE / "requirements-node.lock"),
+            what="fetching Node for the web client",
+        )
+    script = tree / "packaging/webclient.py"
+    call(tools, "-I", script, "build", what="building the web client")
+
+
+def add_client(folder: Path, tools: Path) -> None:
+    """Put the built web client into a wheelhouse."""
+    with tempfile.TemporaryDirectory(prefix="holdover-install-") as scratch:
+        tree = Path(scratch) / "tree"
+        copy_tree(tree)
+        put_client(tree, folder, tools)
+        shutil.rmtree(folder / "client", ignore_errors=True)
+        shutil.copytree(tree / webclient.STATIC, folder / "client")
+
+
 def build_release(name: str, version: str, digest: str, wheelhouse: Path | None) -> Path:
     """Make /opt/holdover/releases/NAME, readable by every user, complete or not at all."""
     target = RELEASES / name
@@ -218,22 +270,16 @@ def build_release(name: str, version: str, digest: str, wheelhouse: Path | None)
             if not wheelhouse_is_complete(wheelhouse):
                 wheelhouse = scratch / "wheelhouse"
                 fill_wheelhouse(wheelhouse, tools)
-        elif not wheelhouse_is_complete(wheelhouse):
+        elif not (wheelhouse_is_complete(wheelhouse) and has_client(wheelhouse)):
             raise InstallError(
-                f"{wheelhouse} does not hold what this tree's lock files name for this Python; "
+                f"{wheelhouse} does not hold what this tree is built from, for this Python; "
                 f"fill it on a machine with network: packaging/wheelhouse {wheelhouse}"
             )
         offline = ("--disable-pip-version-check", "--no-index", "--find-links", wheelhouse)
         say(f"Building release {name} ...")
-        # A copy: the build backend writes beside its sources, and the checkout may not be root's.
         tree = scratch / "tree"
-        for item in (*INPUTS, "README.md"):
-            if (SOURCE / item).is_dir():
-                junk = shutil.ignore_patterns("__pycache__", "*.pyc")
-                shutil.copytree(SOURCE / item, tree / item, ignore=junk)
-            else:
-                tree.mkdir(exist_ok=True)
-                shutil.copyfile(SOURCE / item, tree / item)
+        copy_tree(tree)
+        put_client(tree, wheelhouse, tools)
         call(
             *(*pip, "install", *offline, "--require-hashes"),
             *("-r", SOURCE / "requirements-build.lock"),
@@ -432,6 +478,17 @@ def render_for_check(folder: Path) -> None:
         write_if_changed(folder / "units" / name, text)
 
 
+def fill(folder: Path) -> None:
+    """Make a wheelhouse complete: the locked distributions, and the built web client."""
+    if wheelhouse_is_complete(folder) and has_client(folder):
+        return
+    with tempfile.TemporaryDirectory(prefix="holdover-install-") as scratch:
+        tools = make_tools(Path(scratch) / "tools")
+        if not wheelhouse_is_complete(folder):
+            fill_wheelhouse(folder, tools)
+        add_client(folder, tools)
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="packaging")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -464,9 +521,8 @@ def main(arguments: list[str]) -> int:
             uninstall(purge=options.purge)
         elif options.command == "render":
             render_for_check(options.folder.absolute())
-        elif not wheelhouse_is_complete(options.folder):
-            with tempfile.TemporaryDirectory(prefix="holdover-install-") as scratch:
-                fill_wheelhouse(options.folder.absolute(), make_tools(Path(scratch) / "tools"))
+        else:
+            fill(options.folder.absolute())
     except (InstallError, OSError) as error:
         say(f"holdover: {error}")
         return 1

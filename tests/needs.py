@@ -11,9 +11,17 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from holdoverd.web.assets import Client
+
+sys.path.append(str(Path(__file__).parents[1] / "packaging"))
+
+import webclient
 
 
 def _lacks(*programs: str) -> str | None:
@@ -48,6 +56,25 @@ def _lacks_postgresql() -> str | None:
     return None
 
 
+def _no_browser() -> str | None:
+    """The reason to skip what drives a browser."""
+    if (lacking := _lacks("chromium")) is not None:
+        return lacking
+    if find_spec("playwright") is None:
+        return "needs playwright, which is not in this environment"
+    if Client().index is None:
+        return "needs the web client, which is not built: python packaging/webclient.py build"
+    return None
+
+
+def _no_node() -> str | None:
+    try:
+        webclient.find_node()
+    except webclient.ClientError as error:
+        return f"needs Node: {error}"
+    return None
+
+
 NOT_ROOT = None if os.geteuid() == 0 else "needs root: mounts, users or namespaces of its own"
 NO_NSPAWN = (
     NOT_ROOT or _lacks("systemd-nspawn", "nsenter", "unshare", "setpriv") or _groups_are_read_only()
@@ -57,6 +84,8 @@ NO_SYSTEMD_TOOLS = _lacks("systemd-analyze")
 NO_NGINX = _lacks("nginx", "openssl")
 NO_SOCKET_ACTIVATE = _lacks("systemd-socket-activate")
 NO_POSTGRESQL = _lacks_postgresql()
+NO_BROWSER = _no_browser()
+NO_NODE = _no_node()
 
 needs_root = pytest.mark.skipif(NOT_ROOT is not None, reason=NOT_ROOT or "")
 needs_nspawn = pytest.mark.skipif(NO_NSPAWN is not None, reason=NO_NSPAWN or "")
@@ -68,3 +97,5 @@ needs_socket_activate = pytest.mark.skipif(
     NO_SOCKET_ACTIVATE is not None, reason=NO_SOCKET_ACTIVATE or ""
 )
 needs_nginx = pytest.mark.skipif(NO_NGINX is not None, reason=NO_NGINX or "")
+needs_browser = pytest.mark.skipif(NO_BROWSER is not None, reason=NO_BROWSER or "")
+needs_node = pytest.mark.skipif(NO_NODE is not None, reason=NO_NODE or "")

@@ -106,11 +106,7 @@ def test_every_placeholder_of_every_template_is_filled() -> None:
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     copy = tmp_path / "tree"
-    for name in (*installer.INPUTS, "README.md"):
-        if (SOURCE / name).is_dir():
-            shutil.copytree(SOURCE / name, copy / name)
-        else:
-            shutil.copyfile(SOURCE / name, copy / name)
+    installer.copy_tree(copy)
     return copy
 
 
@@ -119,6 +115,10 @@ def test_the_digest_tells_a_changed_tree_from_the_same_one(tree: Path) -> None:
     cache = tree / "daemon/holdoverd/__pycache__/left.cpython-311.pyc"
     cache.parent.mkdir(exist_ok=True)
     cache.write_bytes(b"bytecode")
+    for made in ("client/node_modules/x/index.js", "static/index.html"):
+        path = tree / "daemon/holdoverd/web" / made
+        path.parent.mkdir(parents=True)
+        path.write_text("made from the inputs")
     assert installer.tree_digest(tree) == before
 
     (tree / "units/holdover.target").write_text("[Unit]\n")

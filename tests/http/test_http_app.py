@@ -1,7 +1,9 @@
 """Routes, the order of judgement, tokens, logins and sessions over HTTP; the catalogue is real."""
 
+import gzip
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from holdoverd.http.app import ROUTES, find
 from holdoverd.http.context import Context
 from holdoverd.http.login import LoginFailures
 from holdoverd.ids import now_ms
+from holdoverd.web.assets import Client as WebClient
 from tests.http.kit import PROMPT_ID, Answer, Client, Doors, open_doors
 
 ALICE = {"id": "s_0", "owner": "alice"}
@@ -124,15 +127,80 @@ async def test_a_catalogue_that_fails_is_a_503(catalogue: Catalogue) -> None:
 # --- the front page --------------------------------------------------------------------------
 
 
-async def test_the_front_page_is_one_file_with_a_strict_policy(doors: Doors) -> None:
-    answer = await doors.ask("GET", "/")
+async def test_without_the_client_the_front_page_says_what_is_missing(
+    catalogue: Catalogue, tmp_path: Path
+) -> None:
+    async with open_doors(catalogue, client=WebClient(tmp_path)) as doors:
+        answer = await doors.ask("GET", "/")
     policy = answer.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'; style-src 'sha256-")
     assert "unsafe" not in policy
     page = answer.body.decode()
     assert '<html lang="en">' in page
+    assert "packaging/webclient.py build" in page
     assert "<script" not in page
     assert "//" not in page.replace("<!doctype html>", ""), "nothing is loaded from elsewhere"
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> WebClient:
+    """A release with a client, beside another one that has one as well."""
+    for release in ("1.0.0", "2.0.0"):
+        static = tmp_path / release / "lib/python3.11/site-packages/holdoverd/web/static"
+        (static / "assets").mkdir(parents=True)
+        (static / "index.html").write_text(f"<!doctype html><p>{release}</p>")
+        (static / "assets" / f"index-{release}-abcdefgh.js").write_text(f"// {release}\n" * 100)
+        (tmp_path / release / "release.json").write_text("{}")
+    return WebClient(tmp_path / "2.0.0/lib/python3.11/site-packages/holdoverd/web/static")
+
+
+async def test_the_front_page_is_the_client_under_a_strict_policy(
+    catalogue: Catalogue, built: WebClient
+) -> None:
+    async with open_doors(catalogue, client=built) as doors:
+        answer = await doors.ask("GET", "/")
+        again = await doors.ask("GET", "/", **{"If-None-Match": answer.headers["etag"]})
+    assert answer.body == b"<!doctype html><p>2.0.0</p>"
+    assert answer.headers["cache-control"] == "no-cache"
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+    assert "unsafe" not in policy
+    assert "//" not in policy, "nothing is loaded from elsewhere"
+    assert "require-trusted-types-for 'script'" in policy
+    assert (again.status, again.body) == (304, b"")
+
+
+async def test_assets_are_immutable_and_found_in_every_release(
+    catalogue: Catalogue, built: WebClient
+) -> None:
+    async with open_doors(catalogue, client=built) as doors:
+        for release in ("2.0.0", "1.0.0"):
+            path = f"/assets/index-{release}-abcdefgh.js"
+            plain = await doors.ask("GET", path)
+            packed = await doors.ask("GET", path, **{"Accept-Encoding": "br, gzip;q=0.5"})
+            refused = await doors.ask("GET", path, **{"Accept-Encoding": "gzip;q=0"})
+            head = await doors.ask("HEAD", path)
+            assert plain.body == f"// {release}\n".encode() * 100
+            assert plain.headers["content-type"] == "text/javascript; charset=utf-8"
+            assert plain.headers["cache-control"] == "public, max-age=31536000, immutable"
+            assert plain.headers["vary"] == "Accept-Encoding"
+            assert packed.headers["content-encoding"] == "gzip"
+            assert gzip.decompress(packed.body) == plain.body
+            assert "content-encoding" not in refused.headers
+            assert (head.status, head.body) == (200, b"")
+            assert head.headers["content-length"] == str(len(plain.body))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("index-9.9.9-abcdefgh.js", "..%2Findex.html", "index.html", ".-abcdefgh.js"),
+        *("..%2F..%2F..%2Fx-abcdefgh.js", "index-abcdefgh.exe", "x" * 150 + "-abcdefgh.js"),
+    ],
+)
+async def test_no_other_file_is_served(catalogue: Catalogue, built: WebClient, name: str) -> None:
+    async with open_doors(catalogue, client=built) as doors:
+        assert (await doors.ask("GET", f"/assets/{name}")).status == 404
 
 
 # --- tokens ----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from holdoverd.callers import Caller
 from holdoverd.errors import MethodNotAllowed, NotFound, Unauthorized
 from holdoverd.http import stream
-from holdoverd.http.api import admin, files, general, links, sessions, storage, tokens
+from holdoverd.http.api import admin, files, general, links, sessions, storage, tokens, web
 from holdoverd.http.context import Context
 from holdoverd.http.once import Once, Renew
 from holdoverd.http.wire import (
@@ -55,7 +55,8 @@ class Route:
 
 # fmt: off
 ROUTES: tuple[Route, ...] = (
-    Route("GET",    "/",                                   OPEN,     general.front_page),
+    Route("GET",    "/",                                   OPEN,     web.front_page),
+    Route("GET",    "/assets/{name}",                      OPEN,     web.asset),
     Route("GET",    "/healthz",                            OPEN,     general.healthz),
     Route("POST",   "/login",                              OPEN,     general.log_in),
     Route("DELETE", "/login",                              ANY,      general.log_out),

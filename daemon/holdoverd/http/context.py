@@ -18,6 +18,7 @@ from holdoverd.ids import now_ms
 from holdoverd.metrics.counts import Counts
 from holdoverd.metrics.gather import Metrics
 from holdoverd.sessions.viewer import ViewerCursor
+from holdoverd.web.assets import Client
 
 DEFAULT_OWNER = "default"
 
@@ -136,6 +137,7 @@ class Context:
     login_failures: LoginFailures = field(default_factory=LoginFailures)
     counts: Counts = field(default_factory=Counts)
     metrics: Metrics | None = None
+    client: Client = field(default_factory=Client)
     names: Names = field(init=False)
 
     def __post_init__(self) -> None:

@@ -342,6 +342,24 @@ def client_address(peer: str, forwarded_for: Sequence[str], trusted: Sequence[st
     return str(address)
 
 
+# --- what is wanted of an answer -------------------------------------------------------------
+
+
+def entity_tags(head: Head) -> list[str]:
+    """If-None-Match, compared weakly (RFC 9110, section 13.1.2); ours hold no commas."""
+    header = head.header(b"if-none-match") or ""
+    return [tag.strip().removeprefix("W/") for tag in header.split(",")]
+
+
+def accepts_gzip(head: Head) -> bool:
+    """Accept-Encoding names gzip, and not with weight 0 (RFC 9110, section 12.5.3)."""
+    for item in head.tokens(b"accept-encoding"):
+        coding, _, weight = item.partition(";")
+        if coding.strip() == "gzip":
+            return not re.fullmatch(r"\s*q=0(\.0*)?\s*", weight)
+    return False
+
+
 # --- answers ---------------------------------------------------------------------------------
 
 

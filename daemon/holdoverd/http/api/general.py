@@ -1,7 +1,5 @@
-"""What is open to everyone: health, the front page, and logging in."""
+"""What is open to everyone: health, and logging in."""
 
-import base64
-import hashlib
 from dataclasses import replace
 
 import trio
@@ -31,54 +29,6 @@ async def healthz(context: Context, _request: Request) -> Response:
     return json_response(
         {"status": "ok", "generation": context.generation, "release": context.release}
     )
-
-
-_STYLE = (
-    ":root{color-scheme:light dark}"
-    "body{font:1.1rem/1.6 system-ui,sans-serif;max-width:38rem;margin:4rem auto;padding:0 1rem}"
-    "code{font-size:1rem}"
-)
-
-_FRONT_PAGE = f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Holdover</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<main>
-<h1>Holdover</h1>
-<p>Holdover keeps agent sessions running while everything around them is replaced. This server
-is up.</p>
-<h2>Talk to an agent</h2>
-<p>Make a token on the server with <code>holdover token new</code>. Then, on your own machine, run
-<code>holdover login</code> with this page’s address, and <code>holdover session new</code>.</p>
-<p>Programs use the interface under <code>/v1/</code>; <a href="/healthz">/healthz</a> tells
-whether the server can serve.</p>
-</main>
-</body>
-</html>
-""".encode()
-
-_STYLE_DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-
-PAGE_HEADERS = (
-    ("Content-Type", "text/html; charset=utf-8"),
-    ("X-Content-Type-Options", "nosniff"),
-    ("Referrer-Policy", "no-referrer"),
-    ("Cache-Control", "no-cache"),
-    (
-        "Content-Security-Policy",
-        f"default-src 'none'; style-src 'sha256-{_STYLE_DIGEST}'; base-uri 'none';"
-        " form-action 'none'; frame-ancestors 'none'",
-    ),
-)
-
-
-async def front_page(_context: Context, _request: Request) -> Response:
-    return Response(200, _FRONT_PAGE, PAGE_HEADERS)
 
 
 async def log_in(context: Context, request: Request) -> Response:

@@ -5,7 +5,14 @@ from dataclasses import replace
 from holdoverd.errors import BadRequest
 from holdoverd.http import shapes
 from holdoverd.http.context import Context
-from holdoverd.http.wire import Request, Response, json_response, no_content, raw_json
+from holdoverd.http.wire import (
+    Request,
+    Response,
+    entity_tags,
+    json_response,
+    no_content,
+    raw_json,
+)
 
 # How long nothing has to be asked again about a page that never changes (contract.md, Messages).
 _FOREVER = "private, max-age=31536000, immutable"
@@ -103,15 +110,9 @@ async def messages(context: Context, request: Request) -> Response:
     etag = found.etag
     # Without an epoch the same address means another page once a backup has been restored.
     cache = _FOREVER if found.sealed and epoch is not None else "private, no-cache"
-    if etag in _entity_tags(request):
+    if etag in entity_tags(request.head):
         return Response(304, b"", (("ETag", etag), ("Cache-Control", cache)))
     return raw_json(found.json_text, headers=[("ETag", etag)], cache=cache)
-
-
-def _entity_tags(request: Request) -> list[str]:
-    """If-None-Match, compared weakly (RFC 9110, section 13.1.2); ours hold no commas."""
-    header = request.head.header(b"if-none-match") or ""
-    return [tag.strip().removeprefix("W/") for tag in header.split(",")]
 
 
 async def body(context: Context, request: Request) -> Response:

@@ -1,0 +1,90 @@
+import { render } from "preact";
+import { useEffect, useState } from "preact/hooks";
+import { ApiError, call, said, whenLoggedOut } from "./http";
+import { LoginPage } from "./pages/login";
+import { PAGES } from "./pages/registry";
+import { useRoute } from "./router";
+import { strings } from "./strings";
+import "./style.css";
+
+type Login = "unknown" | "in" | "out";
+
+function App() {
+  const [login, setLogin] = useState<Login>("unknown");
+  const [trouble, setTrouble] = useState<string | null>(null);
+  const parts = useRoute();
+  useEffect(() => {
+    whenLoggedOut(() => setLogin("out"));
+    void enter(setLogin, setTrouble);
+  }, []);
+  if (login === "unknown") return <p class="opening">{trouble ?? strings.opening}</p>;
+  if (login === "out") {
+    return (
+      <LoginPage
+        trouble={trouble}
+        done={() => {
+          setTrouble(null);
+          setLogin("in");
+        }}
+      />
+    );
+  }
+  const page = PAGES.find(({ name }) => name === (parts[0] ?? "")) ?? PAGES[0]!;
+  const Page = page.view;
+  return (
+    <>
+      {page.name !== "session" && (
+        <nav aria-label={strings.pages}>
+          <a class="brand" href="#/">
+            Holdover
+          </a>
+          {PAGES.filter(({ label }) => label !== null).map(({ name, label }) => (
+            <a key={name} href={`#/${name}`} aria-current={name === page.name ? "page" : undefined}>
+              {label}
+            </a>
+          ))}
+          <button
+            type="button"
+            class="link"
+            onClick={() => void call("DELETE", "/login").then(() => setLogin("out"), () => {})}
+          >
+            {strings.logOut}
+          </button>
+        </nav>
+      )}
+      <Page parts={parts.slice(1)} />
+    </>
+  );
+}
+
+/** By the code in the address, if there is one; else by the cookie, if that is still good. */
+async function enter(setLogin: (login: Login) => void, setTrouble: (trouble: string | null) => void): Promise<void> {
+  const code = /^#login=(.+)$/.exec(location.hash)?.[1];
+  if (code !== undefined) {
+    // Out of the history before anything else: it is worth a login while it is unused.
+    history.replaceState(null, "", location.pathname);
+    try {
+      await call("POST", "/login", { code: decodeURIComponent(code) });
+      setLogin("in");
+      return;
+    } catch (error) {
+      setTrouble(said(error));
+    }
+  }
+  for (;;) {
+    try {
+      await call("GET", "/v1/sessions?limit=1");
+      setLogin("in");
+      return;
+    } catch (error) {
+      if (error instanceof ApiError) {
+        setLogin(error.status === 401 ? "out" : "in");
+        return;
+      }
+      setTrouble(strings.lost);
+      await new Promise((resolve) => setTimeout(resolve, 1000));
+    }
+  }
+}
+
+render(<App />, document.getElementById("app")!);

@@ -1,0 +1,28 @@
+/**
+ * The pages there are. One more capability is one more row: `name` is the first part of its address,
+ * `label` puts it into the navigation, `view` gets the parts that follow.
+ */
+
+import type { FunctionComponent } from "preact";
+import { strings } from "../strings";
+import { SessionPage } from "./session";
+import { SessionsPage } from "./sessions";
+import { NewSessionPage } from "./new";
+import { PhonePage } from "./phone";
+
+export interface PageProps {
+  parts: string[];
+}
+
+export interface PageEntry {
+  name: string;
+  label: string | null;
+  view: FunctionComponent<PageProps>;
+}
+
+export const PAGES: readonly PageEntry[] = [
+  { name: "", label: strings.sessions, view: SessionsPage },
+  { name: "new", label: null, view: NewSessionPage },
+  { name: "session", label: null, view: SessionPage },
+  { name: "phone", label: strings.phone, view: PhonePage },
+];

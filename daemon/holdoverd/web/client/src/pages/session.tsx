@@ -1,0 +1,91 @@
+import { useEffect, useState } from "preact/hooks";
+import { useChanges } from "../hooks";
+import { strings } from "../strings";
+import { Composer } from "../session/composer";
+import { Header } from "../session/header";
+import { MessageList } from "../session/list";
+import { Permissions } from "../session/permissions";
+import { SessionStore } from "../session/store";
+import { titleOf } from "../wire";
+import type { PageProps } from "./registry";
+
+export function SessionPage({ parts }: PageProps) {
+  const id = parts[0] ?? "";
+  const [store, setStore] = useState<SessionStore | null>(null);
+  useEffect(() => {
+    const opened = new SessionStore(id);
+    setStore(opened);
+    return () => opened.close();
+  }, [id]);
+  return store === null || store.id !== id ? null : <Opened key={id} store={store} />;
+}
+
+/** How long a connection may be away before it is worth a word. */
+const QUIET_MS = 700;
+
+function Opened({ store }: { store: SessionStore }) {
+  useChanges(store);
+  const title = store.session === null ? store.id : titleOf(store.session);
+  useEffect(() => {
+    document.title = `${title} · Holdover`;
+    return () => {
+      document.title = "Holdover";
+    };
+  }, [title]);
+  if (store.connection === "gone" || store.connection === "unshared") {
+    return (
+      <main class="page">
+        <h1>{store.connection === "gone" ? strings.noSession : strings.unshared}</h1>
+        <p>
+          <a href="#/">{strings.allSessions}</a>
+        </p>
+      </main>
+    );
+  }
+  return (
+    <main class="session">
+      <Header store={store} />
+      <MessageList store={store} key={store.conversation.resyncs} />
+      <div class="foot">
+        <Quiet store={store} />
+        <Permissions store={store} />
+        <Composer store={store} />
+      </div>
+    </main>
+  );
+}
+
+/** One line when something is not as it should be; nothing otherwise. */
+function Quiet({ store }: { store: SessionStore }) {
+  const [late, setLate] = useState(false);
+  const away = store.connection === "lost";
+  useEffect(() => {
+    if (!away) {
+      setLate(false);
+      return;
+    }
+    const timer = setTimeout(() => setLate(true), QUIET_MS);
+    return () => clearTimeout(timer);
+  }, [away]);
+  return (
+    <div class="quiet" role="status">
+      {away && late && <p>{strings.lost}</p>}
+      {store.outdated && (
+        <p>
+          {strings.outdated}{" "}
+          <button type="button" class="link" onClick={() => location.reload()}>
+            {strings.reload}
+          </button>
+        </p>
+      )}
+      {store.trouble !== null && (
+        <p class="bad">
+          {store.trouble}{" "}
+          <button type="button" class="link" onClick={() => store.troubleRead()}>
+            {strings.dismiss}
+          </button>
+        </p>
+      )}
+    </div>
+  );
+}

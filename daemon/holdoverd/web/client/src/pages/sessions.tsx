@@ -1,0 +1,60 @@
+import { useState } from "preact/hooks";
+import { usePolled } from "../hooks";
+import { call, said } from "../http";
+import { visible } from "../rules/text";
+import { strings } from "../strings";
+import { titleOf, type Session } from "../wire";
+
+const EVERY_MS = 3000;
+
+export function SessionsPage() {
+  const [q, setQ] = useState("");
+  const [limit, setLimit] = useState(50);
+  const query = new URLSearchParams({ limit: String(limit), ...(q.trim() && { q: q.trim() }) });
+  const { value, error } = usePolled(
+    () => call<{ items: Session[]; next: string | null }>("GET", `/v1/sessions?${query}`),
+    EVERY_MS,
+    query.toString(),
+  );
+  return (
+    <main class="page">
+      <div class="title-row">
+        <h1>{strings.sessions}</h1>
+        <a class="button primary" href="#/new">
+          {strings.newSession}
+        </a>
+      </div>
+      <input
+        type="search"
+        class="filter"
+        aria-label={strings.filter}
+        placeholder={strings.filter}
+        value={q}
+        onInput={(event) => setQ(event.currentTarget.value)}
+      />
+      <p class="quiet" role="status">
+        {error !== null && said(error)}
+      </p>
+      {value !== null && value.items.length === 0 && <p>{q === "" ? strings.noSessions : strings.nothingFound}</p>}
+      <ul class="sessions">
+        {value?.items.map((session) => (
+          <li key={session.id}>
+            <a href={`#/session/${encodeURIComponent(session.id)}`}>
+              <span class="name">{visible(titleOf(session))}</span>
+              <span class={`badge ${session.state}`}>{strings.states[session.state]}</span>
+              <span class="meta">
+                {session.agent} · {strings.messages(session.last_seq)} · {strings.ago(Date.now() - session.updated_at)}
+                {session.pending.length > 0 && ` · ${strings.asks(session.pending.length)}`}
+              </span>
+            </a>
+          </li>
+        ))}
+      </ul>
+      {value !== null && value.next !== null && limit < 500 && (
+        <button type="button" onClick={() => setLimit(Math.min(500, limit + 100))}>
+          {strings.more}
+        </button>
+      )}
+    </main>
+  );
+}

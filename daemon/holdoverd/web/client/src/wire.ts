@@ -1,0 +1,94 @@
+/** The wire's shapes, as far as this client reads them. Unknown fields are left alone. */
+
+export type State = "starting" | "idle" | "working" | "waiting" | "dormant" | "ended" | "failed";
+
+export type Json = Record<string, unknown>;
+
+export interface Permission {
+  request_id: string;
+  seq: number;
+  thread: string;
+  tool_name: string | null;
+  input: unknown;
+  suggestions: Json[];
+  title: string | null;
+  at: number;
+}
+
+export interface ThreadLevel {
+  thread: string;
+  parent_thread: string | null;
+  title: string | null;
+  n: number;
+  state: string | null;
+}
+
+export interface Session {
+  id: string;
+  epoch: string;
+  owner: string;
+  agent: string;
+  cwd: string | null;
+  title: string | null;
+  model: string | null;
+  permission_mode: string | null;
+  share: "read" | "write" | null;
+  state: State;
+  last_seq: number;
+  threads: ThreadLevel[];
+  pending: Permission[];
+  queued: string[];
+  cost_usd: number | null;
+  context: { used: number; limit: number } | null;
+  generation: number | null;
+  release: string | null;
+  error: { code: string; message: string } | null;
+  created_at: number;
+  updated_at: number;
+  ended_at: number | null;
+}
+
+export type Kind = "user" | "assistant" | "result" | "system" | "permission" | "answer" | "notice";
+
+export interface Message {
+  seq: number;
+  n: number;
+  thread: string;
+  at: number;
+  kind: Kind;
+  uuid: string | null;
+  client_id: string | null;
+  request_id?: string;
+  body: Json;
+}
+
+export interface Page {
+  thread: string;
+  page: number;
+  sealed: boolean;
+  epoch: string;
+  messages: Message[];
+}
+
+/** Any frame of the stream; fields by `type`. */
+export interface Frame {
+  type: string;
+  [field: string]: unknown;
+}
+
+export const MAIN = "main";
+export const PAGE_SIZE = 100;
+
+/** The page that holds a thread's n-th message. */
+export function pageOf(n: number): number {
+  return Math.floor((n - 1) / PAGE_SIZE);
+}
+
+export function isObject(value: unknown): value is Json {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/** What a session is called: its title, else its folder's name. */
+export function titleOf(session: Session): string {
+  return session.title || session.cwd?.split("/").filter(Boolean).at(-1) || session.id;
+}
