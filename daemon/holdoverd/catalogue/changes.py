@@ -20,6 +20,7 @@ from sqlalchemy import (
 )
 
 from holdoverd.catalogue import schema
+from holdoverd.catalogue.jobs import mark_told
 from holdoverd.catalogue.messages import insert_messages
 from holdoverd.catalogue.records import Change, SessionRow
 from holdoverd.catalogue.rows import (
@@ -100,6 +101,8 @@ def apply_change(cx: Connection, session_id: str, owner_epoch: int, change: Chan
     if change.outbox_acked is not None:
         launch, n = change.outbox_acked
         _DELETE_OUTBOX.change(cx, (session_id, launch, n))
+    if change.job_told is not None and not mark_told(cx, change.job_told):
+        raise Conflict(f"Session {session_id} has heard of the end of job {change.job_told}.")
 
 
 def take_ownership(

@@ -149,6 +149,7 @@ class Change:
 
     `session` holds column values of `SessionRow` to set. Thread, permission, prompt and launch
     rows are upserts by key; `outbox_acked` = (launch, n) deletes that launch's rows up to n.
+    `job_told` is a job whose end the messages tell of: once only.
     """
 
     messages: list[MessageRow] = field(default_factory=list)
@@ -158,4 +159,5 @@ class Change:
     outbox: list[OutboxRow] = field(default_factory=list)
     outbox_acked: tuple[str, int] | None = None
     launch: LaunchRow | None = None
+    job_told: str | None = None
     session: dict[str, object] = field(default_factory=dict)

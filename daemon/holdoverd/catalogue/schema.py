@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 
 # The schema this release reads and writes: the revision of its last migration.
-VERSION = 4
+VERSION = 5
 
 # Named constraints, or a later migration could not drop one by the same name on both databases.
 metadata = MetaData(
@@ -360,4 +360,52 @@ audit = Table(
     Index("ix_audit_at_id", "at", "id"),
     Index("ix_audit_owner_at_id", "owner", "at", "id"),
     Index("ix_audit_subject_at_id", "subject", "at", "id"),
+)
+
+# --- jobs; what may become of a row is in jobs/rules.py ---
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("account", Text, nullable=False),
+    Column("processor", Text, nullable=False),
+    Column("files", Text, nullable=False),
+    Column("params", Text, nullable=False),
+    Column("session", Text),
+    Column("state", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("spared", Integer, nullable=False),
+    Column("max_attempts", Integer, nullable=False),
+    Column("ready_at", BigInteger, nullable=False),
+    Column("run_after", BigInteger, nullable=False),
+    Column("worker", Text),
+    Column("host", Text),
+    Column("beat", BigInteger, nullable=False),
+    Column("progress_bytes", BigInteger),
+    Column("progress_total", BigInteger),
+    Column("result", Text),
+    Column("error", Text),
+    Column("told", Integer, nullable=False),  # 1: its session has its notice, or wants none
+    Column("created_at", BigInteger, nullable=False),
+    Column("started_at", BigInteger),
+    Column("finished_at", BigInteger),
+    Index("ix_jobs_created_at_id", "created_at", "id"),
+    Index("ix_jobs_owner_created_at_id", "owner", "created_at", "id"),
+    # State first: what is looked for are the few rows that have not ended, beside any number of
+    # others. (Partial indexes would be smaller; see `NOT_DELETED`.)
+    Index("ix_jobs_state_processor_run_after_id", "state", "processor", "run_after", "id"),
+    Index("ix_jobs_told_finished_at", "told", "finished_at"),
+)
+
+# What an attempt's processor said on stderr: its beginning and its end, not all that lay between.
+job_logs = Table(
+    "job_logs",
+    metadata,
+    Column("job", Text, ForeignKey("jobs.id"), primary_key=True),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("size", BigInteger, nullable=False),  # bytes that were said in all
+    Column("at", BigInteger, nullable=False),
+    Column("text", Text, nullable=False),
 )

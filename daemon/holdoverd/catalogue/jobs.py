@@ -1,0 +1,243 @@
+"""Jobs in the catalogue: plain functions on a Connection, for `Catalogue.write` and `.read`.
+
+What may become of a job is decided by `holdoverd.jobs.rules`; here a row is read, given to a rule and
+written back, inside the transaction of the write. The claim is one statement, so that on a database
+with many writers two claimers never wait for each other, let alone take the same job.
+"""
+
+import base64
+import binascii
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, fields
+
+from sqlalchemy import (
+    Connection,
+    and_,
+    bindparam,
+    func,
+    insert,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+
+from holdoverd.catalogue.schema import job_logs, jobs, sessions
+from holdoverd.catalogue.statements import upserting
+from holdoverd.errors import BadRequest
+from holdoverd.jobs.rules import CLOCK_STEP_MS, Job, Running, check_held
+
+COLUMNS = tuple(field.name for field in fields(Job))
+
+_RUNNING = jobs.c.state == "running"
+_UNTOLD = and_(jobs.c.told == 0, jobs.c.finished_at.is_not(None))
+
+# The states of a session whose agent runs, as `[sessions] max_live` counts them.
+_LIVE_SESSIONS = ("starting", "idle", "working", "waiting")
+
+
+@dataclass(frozen=True, slots=True)
+class LogRow:
+    """What an attempt said on stderr. `size` in bytes, of all; `text` is its beginning and end."""
+
+    job: str
+    attempt: int
+    size: int
+    at: int
+    text: str
+
+
+_UPSERT_LOG = upserting(job_logs, tuple(field.name for field in fields(LogRow)))
+_SELECT = select(*(jobs.c[name] for name in COLUMNS))
+
+
+def create_job(cx: Connection, job: Job) -> None:
+    """Store a new job."""
+    cx.execute(insert(jobs).values(**asdict(job)))
+
+
+def get_job(cx: Connection, job_id: str) -> Job | None:
+    """The job; None where there is none."""
+    row = cx.execute(_SELECT.where(jobs.c.id == job_id)).first()
+    return None if row is None else Job(*row)
+
+
+def change(cx: Connection, job_id: str, rule: Callable[[Job | None], Job]) -> Job:
+    """Give the job to `rule` and store what it returns; whatever `rule` raises changes nothing."""
+    # The row lock is for databases that let others write meanwhile; SQLite has only one writer.
+    row = cx.execute(_SELECT.where(jobs.c.id == job_id).with_for_update()).first()
+    before = None if row is None else Job(*row)
+    after = rule(before)
+    assert before is not None, "a rule raises where there is no job"
+    old, new = asdict(before), asdict(after)
+    changed = {name: value for name, value in new.items() if value != old[name]}
+    if changed:
+        cx.execute(update(jobs).where(jobs.c.id == job_id).values(changed))
+    return after
+
+
+def change_held(cx: Connection, job_id: str, attempt: int, rule: Callable[[Job], Job]) -> Job:
+    """As `change`, on behalf of an attempt; raises `rules.Fenced` when it is over."""
+    return change(cx, job_id, lambda job: rule(check_held(job, job_id, attempt)))
+
+
+# --- claiming --------------------------------------------------------------------------------
+
+
+def claim(
+    cx: Connection, limits: Mapping[str, int], *, worker: str, host: str, now: int
+) -> Job | None:
+    """Begin the next attempt of the oldest due job that a processor has room for; None: none.
+
+    `limits`: {processor: how many of its jobs may run at once, 0 for any number}; jobs of others
+    are left alone.
+    """
+    if any(limits.values()):
+        running = _running_by_processor(cx)
+        limits = {name: n for name, n in limits.items() if not n or running.get(name, 0) < n}
+    heads = []
+    for name in limits:
+        head = cx.execute(_HEAD, {"of_processor": name, "now": now, "step": now + CLOCK_STEP_MS})
+        if (found := head.first()) is not None:
+            heads.append((found[0], found[1], name))
+    for _, _, name in sorted(heads):
+        values = {"by": worker, "on_host": host, "of_processor": name, "now": now}
+        row = cx.execute(_CLAIM, {**values, "step": now + CLOCK_STEP_MS}).first()
+        if row is not None:
+            return Job(*row)
+    return None
+
+
+_DUE = and_(
+    jobs.c.state == "ready",
+    jobs.c.processor == bindparam("of_processor"),
+    or_(jobs.c.run_after <= bindparam("now"), jobs.c.ready_at > bindparam("step")),
+)
+_HEAD = (
+    select(jobs.c.run_after, jobs.c.id).where(_DUE).order_by(jobs.c.run_after, jobs.c.id).limit(1)
+)
+# As `rules.claim` has it. SKIP LOCKED where the database knows it: what another claimer is taking
+# is not waited for.
+_CLAIM = (
+    update(jobs)
+    .where(
+        jobs.c.id
+        == select(jobs.c.id)
+        .where(_DUE)
+        .order_by(jobs.c.run_after, jobs.c.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    .values(
+        state="running",
+        attempt=jobs.c.attempt + 1,
+        worker=bindparam("by"),
+        host=bindparam("on_host"),
+        beat=0,
+        progress_bytes=None,
+        progress_total=None,
+        started_at=bindparam("now"),
+        finished_at=None,
+    )
+    .returning(*(jobs.c[name] for name in COLUMNS))
+)
+
+
+def count_due(cx: Connection, processors: Collection[str], now: int, most: int) -> int:
+    """How many jobs of these processors could run at `now`; counted up to `most`."""
+    count = 0
+    for name in processors:
+        at = {"of_processor": name, "now": now, "step": now + CLOCK_STEP_MS}
+        some = select(jobs.c.id).where(_DUE).limit(most - count).subquery()
+        count += cx.execute(select(func.count()).select_from(some), at).scalar_one()
+        if count >= most:
+            break
+    return count
+
+
+def running_jobs(cx: Connection) -> list[Running]:
+    """Every running job, of all hosts."""
+    columns = (jobs.c.id, jobs.c.attempt, jobs.c.worker, jobs.c.host, jobs.c.beat)
+    return [Running(*row) for row in cx.execute(select(*columns).where(_RUNNING))]
+
+
+def agents_running(cx: Connection, processors: Collection[str]) -> int:
+    """Sessions with an agent, and running jobs of the `processors` that start one."""
+    live = cx.execute(
+        select(func.count()).select_from(sessions).where(sessions.c.state.in_(_LIVE_SESSIONS))
+    ).scalar_one()
+    running = _running_by_processor(cx)
+    return int(live) + sum(running.get(name, 0) for name in processors)
+
+
+def _running_by_processor(cx: Connection) -> dict[str, int]:
+    counts = cx.execute(
+        select(jobs.c.processor, func.count()).where(_RUNNING).group_by(jobs.c.processor)
+    )
+    return {str(name): int(n) for name, n in counts}
+
+
+# --- logs and lists --------------------------------------------------------------------------
+
+
+def put_log(cx: Connection, row: LogRow) -> None:
+    """Store what an attempt has said so far. Fence it with a `change_held` beside it."""
+    _UPSERT_LOG.change(cx, (row.job, row.attempt, row.size, row.at, row.text))
+
+
+def get_log(cx: Connection, job_id: str, attempt: int) -> LogRow | None:
+    """The log of an attempt; None where nothing was stored."""
+    columns = (job_logs.c[field.name] for field in fields(LogRow))
+    found = cx.execute(
+        select(*columns).where(job_logs.c.job == job_id, job_logs.c.attempt == attempt)
+    ).first()
+    return None if found is None else LogRow(*found)
+
+
+def untold_jobs(cx: Connection, limit: int) -> list[Job]:
+    """Jobs that have ended and whose session does not know it yet, oldest end first."""
+    query = _SELECT.where(_UNTOLD).order_by(jobs.c.finished_at)
+    return [Job(*row) for row in cx.execute(query.limit(limit))]
+
+
+def mark_told(cx: Connection, job_id: str) -> bool:
+    """The job's session has its notice; False when it had it before. Part of what tells it."""
+    told = update(jobs).where(jobs.c.id == job_id, jobs.c.told == 0).values(told=1)
+    return cx.execute(told).rowcount > 0
+
+
+def list_jobs(
+    cx: Connection,
+    *,
+    owner: str | None,
+    state: str | None,
+    processor: str | None,
+    limit: int,
+    cursor: str | None,
+) -> tuple[list[Job], str | None]:
+    """Newest first, with the cursor of the next page; `owner` None: of all."""
+    query = _SELECT
+    for column, value in ((jobs.c.owner, owner), (jobs.c.state, state)):
+        if value is not None:
+            query = query.where(column == value)
+    if processor is not None:
+        query = query.where(jobs.c.processor == processor)
+    if cursor is not None:
+        query = query.where(tuple_(jobs.c.created_at, jobs.c.id) < tuple_(*_read_cursor(cursor)))
+    query = query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit + 1)
+    found = [Job(*row) for row in cx.execute(query)]
+    shown = found[:limit]
+    return shown, _make_cursor(shown[-1]) if len(found) > limit else None
+
+
+def _make_cursor(job: Job) -> str:
+    return base64.urlsafe_b64encode(f"{job.created_at}:{job.id}".encode()).decode()
+
+
+def _read_cursor(cursor: str) -> tuple[int, str]:
+    try:
+        at, _, job_id = base64.urlsafe_b64decode(cursor.encode()).decode().partition(":")
+        return int(at), job_id
+    except (ValueError, binascii.Error) as error:
+        raise BadRequest("The cursor is not one of ours; list from the beginning.") from error

@@ -1,0 +1,150 @@
+"""Jobs in the catalogue: the claim against its rule, order, limits, lists, logs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import Connection
+
+from holdoverd.catalogue import jobs as jobs_table
+from holdoverd.catalogue.dialect import dialect_for
+from holdoverd.catalogue.jobs import LogRow
+from holdoverd.errors import BadRequest
+from holdoverd.jobs import rules
+from holdoverd.jobs.rules import Fenced, Job
+from tests.jobs.yard import new_job
+
+NOW = 5_000_000
+
+
+@pytest.fixture
+def cx(migrated: str) -> Iterator[Connection]:
+    dialect = dialect_for(migrated)
+    engine = dialect.writer_engine()
+    with engine.connect() as connection:
+        connection.begin()
+        yield connection
+        connection.rollback()
+    engine.dispose()
+    dialect.close()
+
+
+def add(cx: Connection, processor: str = "p", **fields: object) -> Job:
+    job = new_job(processor, **{"ready_at": NOW, "run_after": NOW, "created_at": NOW, **fields})
+    jobs_table.create_job(cx, job)
+    return job
+
+
+def claim(cx: Connection, now: int = NOW, **limits: int) -> Job | None:
+    return jobs_table.claim(cx, limits or {"p": 0}, worker="w", host="h", now=now)
+
+
+def test_the_statement_does_what_the_rule_says(cx: Connection) -> None:
+    job = add(cx, attempt=4, spared=1, beat=9, progress_bytes=1, progress_total=2, error="x")
+    expected = rules.claim(job, worker="w", host="h", now=NOW)
+    assert claim(cx) == expected
+    assert jobs_table.get_job(cx, job.id) == expected
+    assert claim(cx) is None
+
+
+@pytest.mark.parametrize("state", rules.STATES)
+@pytest.mark.parametrize("delay", [-1, 0, 1, rules.CLOCK_STEP_MS])
+@pytest.mark.parametrize("ahead", [0, rules.CLOCK_STEP_MS, rules.CLOCK_STEP_MS + 1])
+def test_exactly_what_is_due_is_claimed(cx: Connection, state: str, delay: int, ahead: int) -> None:
+    job = add(cx, state=state, run_after=NOW + delay, ready_at=NOW + ahead)
+    assert jobs_table.count_due(cx, ["p"], NOW, 5) == int(rules.due(job, NOW))
+    assert (claim(cx) is not None) == rules.due(job, NOW)
+
+
+def test_the_oldest_goes_first_over_all_processors(cx: Connection) -> None:
+    late, early, other = (
+        add(cx, "p", run_after=NOW - 1),
+        add(cx, "q", run_after=NOW - 3),
+        add(cx, "p", run_after=NOW - 2),
+    )
+    add(cx, "r", run_after=NOW - 9)  # of a processor that this worker does not know
+    order = [claim(cx, p=0, q=0) for _ in range(4)]
+    assert [job.id if job else None for job in order] == [early.id, other.id, late.id, None]
+
+
+def test_a_full_processor_is_passed_by(cx: Connection) -> None:
+    for _ in range(3):
+        add(cx, "p", run_after=NOW - 5)
+    free = add(cx, "q")
+    claims = [claim(cx, p=2, q=1) for _ in range(4)]
+    assert [job.processor if job else None for job in claims] == ["p", "p", "q", None]
+    assert claims[2] is not None
+    assert claims[2].id == free.id
+
+
+def test_an_attempt_that_is_over_writes_nothing(cx: Connection) -> None:
+    job = add(cx)
+    first = claim(cx)
+    assert first is not None
+    jobs_table.change(cx, job.id, lambda j: rules.lost(j, how="x", chance=0, now=NOW))  # type: ignore[arg-type]
+    second = claim(cx)
+    assert second is not None
+    with pytest.raises(Fenced, match="attempt 1 is over"):
+        jobs_table.change_held(cx, job.id, 1, lambda j: rules.done(j, result="{}", now=NOW))
+    assert jobs_table.get_job(cx, job.id) == second
+    with pytest.raises(Fenced, match="gone"):
+        jobs_table.change_held(cx, "j_none", 1, lambda j: j)
+
+
+def test_the_index_serves_beside_any_number_that_ended(cx: Connection) -> None:
+    """No sort and no scan, or ten thousand finished jobs would slow the next claim."""
+    if cx.dialect.name != "sqlite":
+        pytest.skip("its planner goes by what is in the table; the bench measures it")
+    plans = []
+    for statement in (jobs_table._HEAD, jobs_table._CLAIM):
+        text = str(statement.compile(cx, compile_kwargs={"render_postcompile": True}))
+        names = statement.compile(cx).positiontup or []  # type: ignore[attr-defined]
+        plan = cx.exec_driver_sql("EXPLAIN QUERY PLAN " + text, tuple("x" for _ in names))
+        plans += [row[3] for row in plan]
+    assert plans
+    for step in plans:
+        assert "SCAN" not in step
+        assert "TEMP B-TREE" not in step
+
+
+def test_lists_page_newest_first(cx: Connection) -> None:
+    jobs = [add(cx, created_at=NOW + n // 2, owner="ab"[n % 2]) for n in range(7)]
+    expected = sorted(jobs, key=lambda j: (-j.created_at, j.id), reverse=False)
+    expected = sorted(jobs, key=lambda j: (j.created_at, j.id), reverse=True)
+    found, cursor = [], None
+    while True:
+        page, cursor = jobs_table.list_jobs(
+            cx, owner=None, state="ready", processor="p", limit=2, cursor=cursor
+        )
+        found += page
+        if cursor is None:
+            break
+    assert found == expected
+    mine, _ = jobs_table.list_jobs(cx, owner="a", state=None, processor=None, limit=9, cursor=None)
+    assert mine == [job for job in expected if job.owner == "a"]
+    with pytest.raises(BadRequest, match="not one of ours"):
+        jobs_table.list_jobs(cx, owner=None, state=None, processor=None, limit=9, cursor="x!")
+
+
+def test_a_log_grows_and_is_kept_by_attempt(cx: Connection) -> None:
+    job = add(cx)
+    for row in (LogRow(job.id, 1, 1, NOW, "a"), LogRow(job.id, 1, 2, NOW, "ab")):
+        jobs_table.put_log(cx, row)
+    jobs_table.put_log(cx, LogRow(job.id, 2, 1, NOW, "c"))
+    assert jobs_table.get_log(cx, job.id, 1) == LogRow(job.id, 1, 2, NOW, "ab")
+    assert jobs_table.get_log(cx, job.id, 3) is None
+
+
+def test_an_end_is_told_once(cx: Connection) -> None:
+    job = add(cx, session="s", told=0)
+    add(cx, state="done", finished_at=NOW)  # nobody asked to be told
+    assert jobs_table.untold_jobs(cx, 5) == []
+    ended = jobs_table.change(cx, job.id, lambda j: rules.cancel(j, NOW))  # type: ignore[arg-type]
+    assert jobs_table.untold_jobs(cx, 5) == [ended]
+    assert jobs_table.mark_told(cx, job.id)
+    assert not jobs_table.mark_told(cx, job.id)
+    assert jobs_table.untold_jobs(cx, 5) == []
+    again = jobs_table.change(cx, job.id, lambda j: rules.retry(j, NOW))  # type: ignore[arg-type]
+    assert replace(again, told=1) != again  # its next end is another
