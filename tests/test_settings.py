@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from holdoverd import settings as settings_module
 from holdoverd.errors import SettingsError
-from holdoverd.settings import SETTINGS, AgentSettings, Settings, config_files, load, load_default
+from holdoverd.settings import (
+    SETTINGS,
+    AgentSettings,
+    ProcessorSettings,
+    Settings,
+    config_files,
+    load,
+    load_default,
+)
 from holdoverd.toml_lines import find_line
 
 
@@ -28,14 +36,18 @@ def refused(paths: list[Path], env: dict[str, str] | None = None) -> str:
 def test_defaults_are_those_of_the_table() -> None:
     settings = load([], {})
     for row in SETTINGS:
-        if row.section != "agents.NAME":
+        if not row.section.endswith(".NAME"):
             section = getattr(settings, row.section)
             assert getattr(section, row.key) == row.default, row
             assert settings.sources[f"{row.section}.{row.key}"] == "default"
 
 
 def test_records_have_exactly_the_keys_of_the_table() -> None:
-    for name, kind in {**settings_module._TYPES, "agents.NAME": AgentSettings}.items():
+    for name, kind in {
+        **settings_module._TYPES,
+        "agents.NAME": AgentSettings,
+        "processors.NAME": ProcessorSettings,
+    }.items():
         fields = {field.name for field in dataclasses.fields(kind)} - {"name"}
         assert fields == {row.key for row in SETTINGS if row.section == name}
 
@@ -97,7 +109,8 @@ def test_unknown_section_names_line_and_the_nearest_known_one(file: Path) -> Non
     [
         "max_live = 3\n",
         "[server]\n[storge]\nendpoint = 'x'\n",
-        "[processors.x]\n",
+        "[procesors.x]\ncommand = ['x']\n",
+        "[processors.x]\ncommand = ['x']\ntimeout = 5\n",
         '["agents.NAME"]\ncommand = ["x"]\n',
         "[agents.claude]\ncomand = ['x']\n",
     ],
@@ -135,6 +148,9 @@ def test_what_the_table_does_not_know_is_never_ignored(file: Path, text: str) ->
         ("[agents.x]\nenv = {}", "2: agent x has no command"),
         ("[agents.x]\ncommand = []", "2: agent x has no command"),
         ("[agents]\nx = 1", "2: agents.x is a section"),
+        ("[processors.X]\ncommand = ['x']", "1: a processor cannot be called 'X'"),
+        ("[processors.x]\ntimeout_s = 5", "2: processor x has no command"),
+        ("[processors.x]\ninput = 'disk'", "2: input must be one of 'stream', 'file'"),
         ("sessions = 1", "1: sessions is a section"),
         ("[server]\nhosts = [", "(at end of document)"),
     ],

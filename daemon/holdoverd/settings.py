@@ -105,6 +105,15 @@ SETTINGS: tuple[Setting, ...] = (
             "A candidate that is not READY after this is killed.", low=1, high=600),
     Setting("deploy", "bake_s", "number", 10, "seconds",
             "How long the new instance is probed on the public port before the deploy is permanent.", high=3600),
+    Setting("jobs", "max_workers", "int", 4, "processes",
+            "Workers on this host, each with one job at a time; started on demand. On a systemd host holdover-worker.socket bounds them too.", low=1, high=1000),
+    Setting("jobs", "idle_s", "number", 30, "seconds",
+            "A worker with nothing to do goes after this.", high=86_400),
+    # Four heartbeats fit; a disk that takes longer for a commit has other troubles.
+    Setting("jobs", "lease_s", "number", 15, "seconds",
+            "A worker silent for so long loses its job to another. On its own host one that ended is noticed at once.", low=1, high=3600),
+    Setting("jobs", "max_scratch_bytes", "int", 1024**3, "bytes",
+            "The most that the files of a job may take in its folder (input = 'file').", low=1, high=2**60),
     Setting("agents.NAME", "command", "argv", (), "",
             "Program and arguments; a bare name is looked up in the account's PATH, ~/ is its home."),
     Setting("agents.NAME", "env", "pairs", (), "",
@@ -114,6 +123,17 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("agents.NAME", "preset", "choice", "", "",
             "Adds the flags and environment of a known agent. Empty: a bare command, nothing added.",
             choices=("", "claude", "demo")),
+    Setting("processors.NAME", "command", "argv", (), "",
+            "Program and arguments; a bare name is looked up in the account's PATH, ~/ is its home."),
+    Setting("processors.NAME", "input", "choice", "stream", "",
+            "The file comes on standard input, straight from storage; or as a path in HOLDOVER_FILE, from a folder that goes with the job.",
+            choices=("stream", "file")),
+    Setting("processors.NAME", "timeout_s", "number", 3600, "seconds",
+            "An attempt that takes longer is killed, and counts as failed.", low=0.1, high=30 * 86_400),
+    Setting("processors.NAME", "concurrency", "int", 0, "jobs",
+            "How many of its jobs may run at once, on all hosts together; 0: as many as there are workers.", high=10_000),
+    Setting("processors.NAME", "max_attempts", "int", 3, "attempts",
+            "How often it is tried before a job is dead.", low=1, high=100),
 )
 # fmt: on
 
@@ -198,6 +218,45 @@ class AgentSettings:
 
 
 @dataclass(frozen=True)
+class JobSettings:
+    max_workers: int
+    idle_s: float
+    lease_s: float
+    max_scratch_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessorSettings:
+    """``[processors.NAME]``: a program that does something with a file; see the README on jobs.
+
+    name          what clients call it.
+    command       program and arguments; a bare name is looked up by the account's PATH.
+    input         ``stream``: the file on stdin; ``file``: a path in HOLDOVER_FILE.
+    timeout_s     for one attempt.
+    concurrency   of its jobs at once, 0: any number.
+    max_attempts  those that count.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    input: Literal["stream", "file"] = "stream"
+    timeout_s: float = 3600
+    concurrency: int = 0
+    max_attempts: int = 3
+
+    @property
+    def builtin(self) -> str | None:
+        """Its name where it is one that comes with Holdover, unchanged; else None."""
+        own = DEFAULT_PROCESSORS.get(self.name)
+        return self.name if own is not None and self.command == own["command"] else None
+
+    @property
+    def starts_agent(self) -> bool:
+        """Whether its jobs count beside the sessions' agents, against ``[sessions] max_live``."""
+        return self.builtin == "analyze"
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything configured.
 
@@ -211,7 +270,9 @@ class Settings:
     storage: StorageSettings
     drain: DrainSettings
     deploy: DeploySettings
+    jobs: JobSettings
     agents: Mapping[str, AgentSettings]
+    processors: Mapping[str, ProcessorSettings]
     sources: Mapping[str, str]
 
     def agent(self, name: str | None) -> AgentSettings | None:
@@ -220,12 +281,33 @@ class Settings:
 
 
 Place = tuple[str, str]
-"""(section, key); the section of an agent is ``agents.`` and its name."""
+"""(section, key); the section of an agent is ``agents.`` and its name, of a processor likewise."""
 
 # The demo's interpreter is this one: the daemon and its agents share a release.
 DEFAULT_AGENTS: Mapping[str, Mapping[str, object]] = {
     "claude": {"command": ("claude",), "preset": "claude"},
     "demo": {"command": (sys.executable, "-I", "-m", "holdoverd.demo"), "preset": "demo"},
+}
+
+
+def _own_processor(module: str) -> tuple[str, ...]:
+    return (sys.executable, "-I", "-m", f"holdoverd.jobs.processors.{module}")
+
+
+DEFAULT_PROCESSORS: Mapping[str, Mapping[str, object]] = {
+    "checksum": {"command": _own_processor("checksum"), "input": "stream"},
+    "extract-text": {
+        "command": _own_processor("extract_text"),
+        "input": "file",
+        "timeout_s": 600,
+    },
+    # Each takes some 300 MB, and the time of a model that people are waiting for elsewhere.
+    "analyze": {
+        "command": _own_processor("analyze"),
+        "input": "file",
+        "timeout_s": 1800,
+        "concurrency": 4,
+    },
 }
 
 CONFIG_DIR = Path("/etc/holdover")
@@ -234,6 +316,8 @@ ENV_PREFIX = "HOLDOVER_"
 NOT_SETTINGS = frozenset({"HOLDOVER_STORAGE_CREDENTIALS"})
 # The rules of S3's general purpose buckets, without dots: those break certificates.
 BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]\Z")
+# {section whose tables are named by the operator: what one of them is called}
+_NAMED = {"agents": "agent", "processors": "processor"}
 AGENT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}\Z")
 
 _TABLE = {(row.section, row.key): row for row in SETTINGS}
@@ -245,6 +329,7 @@ _TYPES: Mapping[str, type] = {
     "storage": StorageSettings,
     "drain": DrainSettings,
     "deploy": DeploySettings,
+    "jobs": JobSettings,
 }
 
 
@@ -281,11 +366,12 @@ def load(paths: Sequence[Path], env: Mapping[str, str]) -> Settings:
         sources[path] = source
 
     for row in SETTINGS:
-        if row.section != "agents.NAME":
+        if not row.section.endswith(".NAME"):
             put((row.section, row.key), row.default, "default")
-    for name, agent in DEFAULT_AGENTS.items():
-        for key, value in agent.items():
-            put((f"agents.{name}", key), value, "default")
+    for section, defaults in (("agents", DEFAULT_AGENTS), ("processors", DEFAULT_PROCESSORS)):
+        for name, one in defaults.items():
+            for key, value in one.items():
+                put((f"{section}.{name}", key), value, "default")
     for file in paths:
         text = _read(file)
         for path, raw in _flatten(file, text):
@@ -320,11 +406,11 @@ def _flatten(file: Path, text: str) -> list[tuple[Place, object]]:
         if section not in _section_names():
             raise SettingsError(_unknown(where, f"section [{section}]", section, _section_names()))
         for key, value in _table(where, section, table).items():
-            if section == "agents":
+            if section in _NAMED:
                 where = f"{file}:{find_line(text, (section, key))}"
-                _check_agent_name(key, where)
-                agent = _table(where, f"agents.{key}", value)
-                found += [((f"agents.{key}", name), item) for name, item in agent.items()]
+                _check_name(section, key, where)
+                one = _table(where, f"{section}.{key}", value)
+                found += [((f"{section}.{key}", name), item) for name, item in one.items()]
             else:
                 found.append(((section, key), value))
     return found
@@ -340,17 +426,23 @@ def _section_names() -> list[str]:
     return [name.partition(".")[0] for name in _SECTIONS]
 
 
-def _check_agent_name(name: str, where: str) -> None:
+def _a(kind: str) -> str:
+    return f"an {kind}" if kind == "agent" else f"a {kind}"
+
+
+def _check_name(section: str, name: str, where: str) -> None:
     if not AGENT_NAME.match(name):
+        kind = _NAMED[section]
         raise SettingsError(
-            f"{where}: an agent cannot be called {name!r}; use 1 to 32 of a-z, 0-9, '-' and '_', "
+            f"{where}: {_a(kind)} cannot be called {name!r}; use 1 to 32 of a-z, 0-9, '-' and '_', "
             "beginning with a letter or digit."
         )
 
 
 def _row(path: Place, where: str) -> Setting:
     section, key = path
-    generic = "agents.NAME" if section.startswith("agents.") else section
+    name, dot, _ = section.partition(".")
+    generic = f"{name}.NAME" if dot else section
     row = _TABLE.get((generic, key))
     if row is None:
         known = [row.key for row in SETTINGS if row.section == generic]
@@ -431,25 +523,24 @@ def _variables(env: Mapping[str, str]) -> list[tuple[str, Place]]:
         section, _, key = variable.removeprefix(ENV_PREFIX).lower().partition("_")
         if not variable.startswith(ENV_PREFIX) or not key or variable in NOT_SETTINGS:
             continue
-        if section == "agents":
-            found.append((variable, _agent_variable(variable, key)))
+        if section in _NAMED:
+            found.append((variable, _named_variable(variable, section, key)))
         elif section in _TYPES:
             found.append((variable, (section, key)))
     return found
 
 
-def _agent_variable(variable: str, rest: str) -> Place:
+def _named_variable(variable: str, section: str, rest: str) -> Place:
     """HOLDOVER_AGENTS_MY_OWN_RESUME_ARGS: the agent is ``my_own``, since keys are known."""
-    keys = [row.key for row in SETTINGS if row.section == "agents.NAME"]
-    for key in keys:
+    keys = [row.key for row in SETTINGS if row.section == f"{section}.NAME"]
+    for key in sorted(keys, key=len, reverse=True):
         if rest.endswith(f"_{key}"):
             name = rest.removesuffix(f"_{key}")
-            _check_agent_name(name, variable)
-            return f"agents.{name}", key
+            _check_name(section, name, variable)
+            return f"{section}.{name}", key
     raise SettingsError(
-        f"{variable}: ends in no key of an agent; write HOLDOVER_AGENTS_NAME_KEY with KEY one of "
-        + ", ".join(key.upper() for key in keys)
-        + "."
+        f"{variable}: ends in no key of {_a(_NAMED[section])}; write HOLDOVER_{section.upper()}_NAME_KEY "
+        "with KEY one of " + ", ".join(key.upper() for key in keys) + "."
     )
 
 
@@ -479,8 +570,13 @@ def _build(values: Mapping[Place, object], sources: Mapping[Place, str]) -> Sett
         return kind(**{item.name: values[name, item.name] for item in fields(kind)})
 
     agents: dict[str, AgentSettings] = {}
-    for full in dict.fromkeys(at for at, _ in values if at.startswith("agents.")):
-        agents[full.partition(".")[2]] = _agent(full, values, sources)
+    processors: dict[str, ProcessorSettings] = {}
+    for full in dict.fromkeys(at for at, _ in values):
+        kind, _, name = full.partition(".")
+        if kind == "agents":
+            agents[name] = _agent(full, values, sources)
+        elif kind == "processors":
+            processors[name] = _processor(full, values, sources)
     settings = Settings(
         server=section("server"),
         sessions=section("sessions"),
@@ -488,7 +584,9 @@ def _build(values: Mapping[Place, object], sources: Mapping[Place, str]) -> Sett
         storage=section("storage"),
         drain=section("drain"),
         deploy=section("deploy"),
+        jobs=section("jobs"),
         agents=MappingProxyType(agents),
+        processors=MappingProxyType(processors),
         sources=MappingProxyType({f"{at}.{key}": where for (at, key), where in sources.items()}),
     )
     _check_whole(settings)
@@ -518,6 +616,22 @@ def _agent(
     )
 
 
+def _processor(
+    full: str, values: Mapping[Place, object], sources: Mapping[Place, str]
+) -> ProcessorSettings:
+    name = full.partition(".")[2]
+    row: dict[str, Any] = {
+        key: values.get((full, key), default) for key, default in _PROCESSOR_DEFAULTS.items()
+    }
+    if not row["command"] or not row["command"][0]:
+        where = next(where for (at, _), where in sources.items() if at == full)
+        raise SettingsError(
+            f'{where}: processor {name} has no command; give command = ["/path/to/program"].'
+        )
+    return ProcessorSettings(name=name, **row)
+
+
+_PROCESSOR_DEFAULTS = {row.key: row.default for row in SETTINGS if row.section == "processors.NAME"}
 _AGENT_DEFAULTS = {row.key: row.default for row in SETTINGS if row.section == "agents.NAME"}
 
 

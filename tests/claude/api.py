@@ -9,6 +9,8 @@ What it answers is written in the latest prompt of the conversation, one directi
     AGENT prompt    a call of the sub-agent tool (``Agent`` or ``Task``, whichever is offered);
                     its prompt may be a script again, ``\\n`` in it standing for a line's end
     ASK             a call of AskUserQuestion with one question of two options
+    READ [n]        a call of the Read tool on the path behind ``The file: `` in the prompt, of n
+                    lines at most
     SLOW n          n words at twenty a second, to be interrupted
     FAIL status     the HTTP error `status`
 
@@ -38,7 +40,7 @@ from typing import Any
 MAX_RECORDED = 500
 MAX_BODY_BYTES = 64 * 1024 * 1024
 SLOW_WORDS_PER_S = 20
-TOOLS = ("BASH", "AGENT", "ASK")
+TOOLS = ("BASH", "AGENT", "ASK", "READ")
 REMINDER = "<system-reminder>"
 
 _serial = count(1)
@@ -127,6 +129,10 @@ def tool_call(step: Step, request: dict[str, Any]) -> tuple[str, dict[str, Any]]
     offered = [tool.get("name") for tool in request.get("tools") or []]
     if step.verb == "BASH":
         return "Bash", {"command": step.text, "description": "Run a scripted command"}
+    if step.verb == "READ":
+        prompt, _ = latest_prompt(request.get("messages") or [])
+        given: dict[str, Any] = {"file_path": prompt.rpartition("The file: ")[2].strip()}
+        return "Read", given | ({"limit": int(step.text)} if step.text else {})
     if step.verb == "AGENT":
         name = "Agent" if "Agent" in offered else "Task"
         prompt = step.text.replace("\\n", "\n")

@@ -64,12 +64,17 @@ def _values(settings: "Settings") -> list[dict[str, Any]]:
     from holdoverd.settings import SETTINGS
 
     found: list[dict[str, Any]] = []
-    for name in ["", *settings.agents]:
+    named: dict[str, tuple[str, Any]] = {
+        f"{kind}.{name}": (f"{kind}.NAME", one)
+        for kind, all_of_it in (("agents", settings.agents), ("processors", settings.processors))
+        for name, one in all_of_it.items()
+    }
+    plain = dict.fromkeys(row.section for row in SETTINGS if not row.section.endswith(".NAME"))
+    sections = {name: (name, getattr(settings, name)) for name in plain} | named
+    for section, (kind, owner) in sections.items():
         for row in SETTINGS:
-            if (row.section == "agents.NAME") != bool(name):
+            if row.section != kind:
                 continue
-            section = f"agents.{name}" if name else row.section
-            owner: Any = settings.agents[name] if name else getattr(settings, row.section)
             value = getattr(owner, row.key)
             found.append(
                 {
