@@ -6,6 +6,7 @@
         siblings    links to the other instances of this host, and operators
         doors       connections: accepted last, closed first
         sweeper     takes out of storage what no file wants, in one instance at a time
+        jobs        asks for workers, takes jobs from dead ones, tells sessions of ends
         duty        what this instance is there for: to wait, to serve, to hand over and go
         heartbeat   WATCHDOG=1 and STATUS=
         then: READY=1, and wait for a stop request, or until nothing is left to do
@@ -41,6 +42,8 @@ from holdoverd.http.app import App
 from holdoverd.http.context import Context
 from holdoverd.http.live import LiveStreams
 from holdoverd.http.server import Server
+from holdoverd.jobs.service import Jobs
+from holdoverd.jobs.stored import StoredFiles
 from holdoverd.metrics import gather
 from holdoverd.metrics.counts import Counts
 from holdoverd.metrics.table import Samples
@@ -159,6 +162,15 @@ async def run(
             )
             nursery.start_soon(files.sweeper.run)
             routed = RoutedSessions(sessions, catalogue, siblings, duty.heir)
+            jobs = Jobs(
+                catalogue=catalogue,
+                settings=settings,
+                files=StoredFiles(),
+                sessions=sessions,
+                runtime=runtime_dir,
+                host=host_name(),
+                serving=lambda: duty.role.state == "serving",
+            )
             context = Context(
                 catalogue=catalogue,
                 sessions=routed,
@@ -173,6 +185,7 @@ async def run(
                 streams=streams,
                 counts=counts,
                 files=files,
+                jobs=jobs,
             )
             doors = Server(App(context), max_connections=settings.server.max_connections)
             duty.meet(siblings, routed, doors)
@@ -191,6 +204,7 @@ async def run(
             )
             await nursery.start(siblings.run)
             await nursery.start(duty.run)
+            await nursery.start(jobs.run)
             await nursery.start(record, catalogue, duty, generation)
             nursery.start_soon(heartbeat, sessions, doors, duty, counts)
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -323,7 +337,12 @@ def make_paths(state_dir: Path, runtime_dir: Path) -> Paths:
         spools=state_dir / "spool", sessions=runtime_dir / "sessions", agents=runtime_dir / "agents"
     )
     try:
-        for folder in (paths.spools, paths.sessions, runtime_dir / "instances"):
+        for folder in (
+            paths.spools,
+            paths.sessions,
+            runtime_dir / "instances",
+            runtime_dir / "workers",
+        ):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise CannotStartError(

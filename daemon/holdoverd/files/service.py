@@ -320,6 +320,11 @@ class Files:
             )
         return {"parts": self._sign(file, upload, wanted, known)}
 
+    async def file_of(self, who: Who, upload_id: str) -> tuple[str, str]:
+        """(id, owner) of the file that an upload is of. Raises NotFound."""
+        _, file = await self._upload(who, upload_id)
+        return file.id, file.owner
+
     async def complete(
         self,
         who: Who,

@@ -22,8 +22,12 @@ from holdoverd.errors import CatalogueError, StorageUnavailable
 from holdoverd.files.rules import FileState, UploadState
 from holdoverd.files.service import KEY_PREFIX, Files
 from holdoverd.files.wire import Json
+from holdoverd.jobs.objects import RESULTS_PREFIX
 
 log = logging.getLogger(__name__)
+
+# What is stored beneath these is of files: those that were uploaded, and the results of jobs.
+PREFIXES = (KEY_PREFIX, RESULTS_PREFIX)
 
 OLDER_THAN_S = 86_400
 # An upload that storage has not opened after this long never will be: calls have timeouts.
@@ -159,7 +163,7 @@ class Sweeper:
         page: str | None = None
         while True:
             uploads, page = await store.list_multipart(page)
-            ours = [item for item in uploads if item.key.startswith(KEY_PREFIX)]
+            ours = [item for item in uploads if item.key.startswith(PREFIXES)]
             rows = await self._rows([item.key for item in ours])
             for item in ours:
                 row = rows.get(item.key)
@@ -182,10 +186,14 @@ class Sweeper:
         )
 
     async def _sweep_objects(self, found: Findings, before: int) -> None:
+        for prefix in PREFIXES:
+            await self._sweep_below(prefix, found, before)
+
+    async def _sweep_below(self, prefix: str, found: Findings, before: int) -> None:
         store = self._files.store
         page: str | None = None
         while True:
-            keys, page = await store.list_keys(KEY_PREFIX, page)
+            keys, page = await store.list_keys(prefix, page)
             # After the list: what it shows had its row before.
             rows = await self._rows([item.key for item in keys])
             for item in keys:

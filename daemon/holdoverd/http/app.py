@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from holdoverd.callers import Caller
 from holdoverd.errors import MethodNotAllowed, NotFound, Unauthorized
 from holdoverd.http import stream
-from holdoverd.http.api import admin, files, general, links, sessions, storage, tokens, web
+from holdoverd.http.api import admin, files, general, jobs, links, sessions, storage, tokens, web
 from holdoverd.http.context import Context
 from holdoverd.http.once import Once, Renew
 from holdoverd.http.wire import (
     ADMIN,
     ANY,
     FILES,
+    JOBS,
     OPEN,
     READ,
     SESSIONS,
@@ -108,6 +109,12 @@ ROUTES: tuple[Route, ...] = (
     Route("POST",   "/v1/admin/storage/quota",             ADMIN,    storage.quota),
     Route("POST",   "/v1/admin/storage/sweep",             ADMIN,    storage.sweep),
     Route("GET",    "/v1/audit",                           ADMIN,    storage.audit),
+    Route("GET",    "/v1/jobs",                            READ,     jobs.list_all),
+    Route("POST",   "/v1/jobs",                            JOBS,     jobs.submit),
+    Route("GET",    "/v1/jobs/{id}",                       READ,     jobs.show),
+    Route("GET",    "/v1/jobs/{id}/log",                   READ,     jobs.log),
+    Route("POST",   "/v1/jobs/{id}/retry",                 JOBS,     jobs.retry),
+    Route("DELETE", "/v1/jobs/{id}",                       JOBS,     jobs.cancel),
 )
 # fmt: on
 

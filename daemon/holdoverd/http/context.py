@@ -1,8 +1,10 @@
 """What handlers need: the catalogue, the sessions, and the settings that the doors go by."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
+
+from sqlalchemy import Connection
 
 from holdoverd.callers import Caller
 from holdoverd.catalogue import tokens
@@ -96,6 +98,31 @@ class SessionService(Protocol):
         """Go on for a viewer that was detached. Raises as `open_viewer` does."""
 
 
+class JobService(Protocol):
+    """What jobs offer to the doors. Each raises RequestErrors; answers are as contract.md has them."""
+
+    def prepare(
+        self, caller: Caller, spec: Json, job_id: str | None = None
+    ) -> Callable[[Connection], object]:
+        """What stores the job, for a write that does more; then `wake`."""
+
+    def wake(self) -> None: ...
+    async def submit(self, caller: Caller, spec: Json) -> Json: ...
+    async def list_jobs(
+        self,
+        caller: Caller,
+        *,
+        state: str | None,
+        processor: str | None,
+        limit: int,
+        cursor: str | None,
+    ) -> Json: ...
+    async def get(self, caller: Caller, job_id: str) -> Json: ...
+    async def log(self, caller: Caller, job_id: str, attempt: int | None) -> Json: ...
+    async def cancel(self, caller: Caller, job_id: str) -> None: ...
+    async def retry(self, caller: Caller, job_id: str) -> Json: ...
+
+
 class Router(Protocol):
     """The other instances of this host, and what they are told."""
 
@@ -133,6 +160,7 @@ class Context:
     unhealthy: str | None = None
     router: Router | None = None
     files: FileServices | None = None
+    jobs: JobService | None = None
     streams: LiveStreams = field(default_factory=LiveStreams)
     login_failures: LoginFailures = field(default_factory=LoginFailures)
     counts: Counts = field(default_factory=Counts)

@@ -6,6 +6,7 @@ field. What comes out holds only known fields, so that nothing unchecked travels
 that contract.md does not know are ignored.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from typing import TypeVar
@@ -26,6 +27,8 @@ MAX_INTEGER = 2**53 - 1  # what every JSON reader can hold
 STATES = ("starting", "idle", "working", "waiting", "dormant", "ended", "failed")
 PERMISSION_MODES = ("default", "acceptEdits", "plan", "bypassPermissions", "dontAsk", "auto")
 SHARES = ("read", "write")
+JOB_STATES = ("ready", "running", "done", "dead", "cancelled")
+MAX_PARAMS_BYTES = 65_536
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
@@ -240,6 +243,26 @@ def answer(data: Mapping[str, object]) -> Json:
 def cancel_queued(data: Mapping[str, object]) -> bool:
     """``POST …/interrupt``."""
     return Fields(data).flag("cancel_queued") or False
+
+
+# --- jobs ------------------------------------------------------------------------------------
+
+
+def new_job(data: Mapping[str, object]) -> Json:
+    """``POST /v1/jobs``. Whether the processor takes the params is the job service's to say."""
+    fields = Fields(data)
+    params = fields.mapping("params")
+    # They travel in an environment variable, of which the kernel takes 128 KiB.
+    if params is not None and len(json.dumps(params)) > MAX_PARAMS_BYTES:
+        raise Unprocessable(
+            f"`params` has more than {MAX_PARAMS_BYTES} bytes; put what is large in a file."
+        )
+    return _present(
+        processor=fields.text("processor", required=True, max_chars=64),
+        files=fields.texts("files", max_items=100),
+        params=params,
+        session=fields.text("session", max_chars=64),
+    )
 
 
 # --- tokens ----------------------------------------------------------------------------------

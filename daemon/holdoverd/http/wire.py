@@ -33,8 +33,9 @@ ANY = ""
 READ = "read"
 SESSIONS = "sessions"
 FILES = "files"
+JOBS = "jobs"
 ADMIN = "admin"
-SCOPES = frozenset({READ, SESSIONS, FILES, "jobs", "skills", ADMIN})
+SCOPES = frozenset({READ, SESSIONS, FILES, JOBS, "skills", ADMIN})
 
 # --- requests --------------------------------------------------------------------------------
 

@@ -693,6 +693,22 @@ class Sessions:
 
         await owned.act(change)
 
+    async def job_ended(self, session: str, job: str, text: str, data: dict[str, Any]) -> None:
+        """Tell a session, once, of the end of a job that it asked for.
+
+        Raises NotFound for one that is gone, Conflict for one that has ended or has heard;
+        OwnedElsewhere, and Unavailable, as any change does.
+        """
+        owned = await self.owned(session)
+
+        def change(step: Step) -> None:
+            if owned.model.row.ended_at is not None:
+                raise Conflict(f"Session {session} has ended.")
+            owned.model.notice(step, "job_ended", text, now_ms(), data)
+            step.change.job_told = job
+
+        await owned.act(change)
+
     async def answer(self, caller: Caller, session: str, answer: dict[str, Any]) -> dict[str, Any]:
         """Answer a permission; the first answer stands, later ones hear whose it was."""
         owned = await self._own(caller, session, write=True)

@@ -1,17 +1,19 @@
 """Files and uploads over HTTP: check the request's shape, ask the file service, send what it says."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 
 from holdoverd.callers import Caller
-from holdoverd.errors import Unavailable, Unprocessable
+from holdoverd.errors import Conflict, NotFound, Unavailable, Unprocessable
 from holdoverd.files import rules
 from holdoverd.files.service import AsCaller, Files, NewFile, Who
 from holdoverd.files.services import FileServices
 from holdoverd.http import shapes
+from holdoverd.http.api.jobs import job_service
 from holdoverd.http.context import Context
 from holdoverd.http.shapes import Fields, Json
-from holdoverd.http.wire import Request, Response, json_response, no_content
+from holdoverd.http.wire import JOBS, Request, Response, check_scope, json_response, no_content
 
 
 def services(context: Context) -> FileServices:
@@ -197,13 +199,30 @@ async def renew_parts(context: Context, request: Request, _fields: Json) -> Json
 
 
 async def complete(context: Context, request: Request) -> Response:
+    """The upload's file, ready; with ``job``, and in the same transaction, a job for it."""
     data = request.json()
     named = sent_parts(data)
-    if "job" in data:
-        raise Unprocessable("This release runs no jobs yet; complete the upload without `job`.")
+    files, upload_id = _files(context), request.params["id"]
     who = AsCaller(request.caller)
-    file = await _files(context).complete(who, request.params["id"], named)
-    return json_response({"file": file})
+    if (wanted := shapes.Fields(data).mapping("job")) is None:
+        return json_response({"file": await files.complete(who, upload_id, named)})
+    check_scope(request.caller, JOBS)
+    jobs = job_service(context)
+    file_id, owner = await files.file_of(who, upload_id)
+    spec = {**shapes.new_job(wanted), "files": [file_id]}
+    caller = replace(await context.acting_for(request.caller, owner), admin=False)
+    # One upload, one job: asked again, the answer names the same.
+    job_id = "j_" + hashlib.sha256(upload_id.encode()).hexdigest()[:16]
+    store = jobs.prepare(caller, spec, job_id)
+    file = await files.complete(who, upload_id, named, store)
+    jobs.wake()
+    try:
+        job = await jobs.get(caller, job_id)
+    except NotFound as error:
+        raise Conflict(
+            f"The upload was completed before, without a job; `POST /v1/jobs` with {file_id} makes one."
+        ) from error
+    return json_response({"file": file, "job": job})
 
 
 async def abort(context: Context, request: Request) -> Response:
