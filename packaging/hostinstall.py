@@ -34,7 +34,7 @@ sys.path.insert(0, str(SOURCE / "packaging"))
 
 import webclient  # noqa: E402 - the checkout is found first
 
-from holdoverd.deploy import accounts  # noqa: E402 - the checkout is found first
+from holdoverd.deploy import accounts, workers  # noqa: E402 - the checkout is found first
 from holdoverd.deploy.accounts import DEFAULT_ACCOUNT, agent_units  # noqa: E402
 from holdoverd.deploy.layout import (  # noqa: E402
     COMMAND,
@@ -91,8 +91,15 @@ FIXED_UNITS = (
     "holdover-boot.service",
     "holdover-s3.socket",
     "holdover-s3.service",
+    workers.SOCKET,
 )
-ENABLED = ("holdover.target", "holdover.socket", "holdover-admin.socket", "holdover-boot.service")
+ENABLED = (
+    "holdover.target",
+    "holdover.socket",
+    "holdover-admin.socket",
+    "holdover-boot.service",
+    workers.SOCKET,
+)
 # Once only: where people have disabled them, another S3 is used.
 STORAGE_ENABLED = ("holdover-storage.service", "holdover-s3.socket")
 
@@ -131,6 +138,7 @@ def render_all(templates: Path, *, release_dir: str) -> dict[str, str]:
         templates, release_dir=release_dir, account=DEFAULT_ACCOUNT, home=str(AGENT_HOME)
     )
     units |= storage_unit(templates, release_dir=release_dir)
+    units |= workers.worker_units(templates, release_dir=release_dir)
     return units | generation_units(
         templates, release_dir=release_dir, generation=1, version=tree_version(SOURCE)
     )
@@ -318,10 +326,12 @@ def install_files(release_dir: Path, templates: Path) -> bool:
 
     units = {name: (templates / name).read_text() for name in FIXED_UNITS}
     units |= storage_unit(templates, release_dir=str(release_dir))
+    units |= workers.worker_units(templates, release_dir=str(release_dir))
     changed = [write_if_changed(UNITS / name, text) for name, text in sorted(units.items())]
     home = pwd.getpwnam(DEFAULT_ACCOUNT).pw_dir
     changed.append(accounts.write_units(release_dir, DEFAULT_ACCOUNT, home))
     changed.append(accounts.renew(release_dir))
+    workers.want(release_dir)
 
     DOCS.mkdir(mode=0o755, parents=True, exist_ok=True)
     for name in DOCUMENTS:

@@ -30,6 +30,7 @@ COMMANDS = {  # {name: (module, one line of help)}
         "holdover.commands.storage",
         "Say where the bytes of files are, and try whether that is any good.",
     ),
+    "job": ("holdover.commands.job", "Have files processed by programs beside the daemon."),
     "token": ("holdover.commands.token", "Make, list and revoke tokens."),
     "account": ("holdover.commands.account", "Say as which Unix users agents may run here."),
     "status": ("holdover.commands.status", "What runs, and how many sessions in which state."),

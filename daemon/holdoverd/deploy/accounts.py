@@ -64,10 +64,10 @@ class Account:
 
 
 def agent_units(templates: Path, *, release_dir: str, account: str, home: str) -> dict[str, str]:
-    """{unit file name: its text} of the account's socket and service."""
+    """{unit file name: its text} of the account's sockets and services: for agents, for processors."""
     values = {"RELEASE_DIR": release_dir, "ACCOUNT": account, "HOME": home}
     units = {}
-    for template in sorted(templates.glob("holdover-agent-ACCOUNT*.in")):
+    for template in sorted(templates.glob("holdover-*-ACCOUNT*.in")):
         name = template.name.removesuffix(".in").replace("ACCOUNT", account)
         units[name] = render(template.read_text(), values)
     return units
@@ -247,8 +247,12 @@ def remove(name: str, *, end_agents: bool) -> None:
         call("systemctl", "--quiet", "disable", unit, what=f"disabling {unit}")
         if running:
             call("systemctl", "stop", f"holdover-agent-{name}@*.service", what="ending the agents")
-        for file in (unit, f"holdover-agent-{name}@.service"):
-            (layout.UNITS / file).unlink(missing_ok=True)
+        # Its jobs cannot run any more; their workers say so.
+        call("systemctl", "stop", f"holdover-processor-{name}@*.service", what="ending its jobs")
+        for kind in ("agent", "processor"):
+            for ending in (".socket", "@.service"):
+                file = layout.UNITS / f"holdover-{kind}-{name}{ending}"
+                file.unlink(missing_ok=True)
         (LOGINS / name).unlink(missing_ok=True)
         call("systemctl", "daemon-reload", what="telling systemd of the units")
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from holdoverd.deploy import accounts, layout
+from holdoverd.deploy import accounts, layout, workers
 from holdoverd.deploy.accounts import DAEMON_USER
 from holdoverd.deploy.layout import InstallError
 
@@ -108,8 +108,15 @@ class SystemdHost:
         # Before `current` names it: a deploy killed in between is taken up again and comes here
         # once more. Keepers speak with every release, so the order does not matter to them.
         release = self.release_of(generation)
-        if release is not None and accounts.renew(layout.RELEASES / release):
-            _systemctl("daemon-reload")
+        if release is not None:
+            folder = layout.RELEASES / release
+            changed = [accounts.renew(folder), workers.renew(folder)]
+            if any(changed):
+                _systemctl("daemon-reload")
+            # Where the release before knew no jobs, nobody has opened these yet.
+            sockets = layout.UNITS.glob("holdover-processor-*.socket")
+            _systemctl("start", workers.SOCKET, *(path.name for path in sockets), check=False)
+            workers.want(folder)
         layout.commit(generation)
 
     def migrate(self, generation: int) -> None:

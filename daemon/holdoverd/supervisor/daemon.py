@@ -12,7 +12,7 @@ from holdoverd.supervisor import words
 from holdoverd.supervisor.health import WATCHDOG_S, Health, parse_notify
 from holdoverd.supervisor.plan import Plan
 from holdoverd.supervisor.restart import Restart
-from holdoverd.supervisor.sockets import Sockets
+from holdoverd.supervisor.sockets import Sockets, storage_environment
 
 STOP_S = 5.0
 _SHIM = Path(__file__).with_name("shim.py")
@@ -125,6 +125,7 @@ class Daemon:
         fds = [self._sockets.public.fileno(), self._sockets.admin.fileno()]
         environment = {
             **self._plan.environment,
+            **storage_environment(self._plan, self._sockets),
             "LISTEN_FDS": str(len(fds)),
             "LISTEN_FDNAMES": "public:admin",
             "NOTIFY_SOCKET": str(self._plan.notify_socket),
@@ -132,9 +133,6 @@ class Daemon:
         }
         if self._plan.settings.sources["server.public_url"] == "default":
             environment["HOLDOVER_SERVER_PUBLIC_URL"] = self._sockets.address()
-        if (endpoint := self._sockets.storage_address()) and self._plan.storage is not None:
-            environment["HOLDOVER_STORAGE_ENDPOINT"] = endpoint
-            environment["HOLDOVER_STORAGE_CREDENTIALS"] = str(self._plan.storage.keys)
         shim = [sys.executable, "-I", "-S", str(_SHIM), str(os.getpid())]
         return subprocess.Popen(
             [*shim, ",".join(map(str, fds)), *self._command],

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import trio
 
 from holdoverd.deploy.uphost import progress_path
+from holdoverd.jobs import roll
 from holdoverd.supervisor.daemon import Daemon, Process
 from holdoverd.supervisor.health import MAX_DATAGRAM_BYTES
 from holdoverd.supervisor.plan import Plan
@@ -107,6 +108,7 @@ class Generations:
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(self._listen)
             self.start(self.current)
+            self._want_workers()
             task_status.started()
 
     async def _listen(self) -> None:
@@ -220,6 +222,15 @@ class Generations:
         self._record.history.append(prepared.command[0])
         del self._record.history[:-MAX_REMEMBERED]
         self._write_pid()
+        self._want_workers()
+
+    def python(self) -> str:
+        """The interpreter of the committed generation's release, which its workers run on, too."""
+        return self._prepared[self.current].command[0]
+
+    def _want_workers(self) -> None:
+        """Have workers of other releases go once they have finished."""
+        roll.want(self._plan.runtime / "workers", roll.release_of(self.python()))
 
     def _known(self, generation: int) -> Prepared:
         if generation not in self._prepared:

@@ -38,6 +38,7 @@ class UpOptions:
     storage: bool = False
     daemon_command: tuple[str, ...] = (sys.executable, "-m", "holdoverd")
     keeper_command: tuple[str, ...] = (sys.executable, "-I", "-m", "holdoverd.keeper")
+    worker_arguments: tuple[str, ...] = ("-m", "holdoverd.jobs.worker", "--direct")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Plan:
     command_prefix: str
     daemon_command: tuple[str, ...]
     keeper_command: tuple[str, ...]
+    worker_arguments: tuple[str, ...]
     storage: StorageUp | None = None
 
     @property
@@ -91,6 +93,10 @@ class Plan:
     def control_socket(self) -> Path:
         """Where a deploy asks this supervisor to start and stop generations."""
         return self.runtime / SUPERVISOR_SOCKET
+
+    @property
+    def workers_socket(self) -> Path:
+        return self.runtime / "workers.sock"
 
     @property
     def token_file(self) -> Path:
@@ -160,6 +166,7 @@ def make_plan(options: UpOptions, env: Mapping[str, str]) -> Plan:
         command_prefix=_command_prefix(runtime, env),
         daemon_command=options.daemon_command,
         keeper_command=options.keeper_command,
+        worker_arguments=options.worker_arguments,
         storage=_storage(settings, state, runtime, host, port) if options.storage else None,
     )
 

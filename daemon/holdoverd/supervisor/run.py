@@ -2,6 +2,7 @@
 
 plan -> folders, locks, sockets
     agents     launches; its keepers outlive everything else here
+        workers    run jobs, whether or not there is a daemon
         storage    where files' bytes are; stopped after those who use it
         generations    the daemon, started again whenever it dies; two of them during a deploy
         control    what a deploy asks for
@@ -28,6 +29,7 @@ from holdoverd.supervisor.generations import Generations
 from holdoverd.supervisor.plan import Plan, UpOptions, make_plan
 from holdoverd.supervisor.sockets import Sockets, open_sockets
 from holdoverd.supervisor.storage import Storage
+from holdoverd.supervisor.workers import Workers
 
 
 def run_up(options: UpOptions, env: Mapping[str, str]) -> int:
@@ -47,6 +49,7 @@ async def _supervise(plan: Plan, sockets: Sockets) -> int:
     agents = Agents(plan, sockets.launch)
     generations = Generations(plan, sockets, _say)
     control = trio.SocketListener(trio.socket.from_stdlib_socket(sockets.control))
+    workers = Workers(plan, sockets, generations.python)
     storage = None
     if plan.storage is not None and sockets.storage is not None:
         # Before the daemon, which reads them at its start.
@@ -55,6 +58,7 @@ async def _supervise(plan: Plan, sockets: Sockets) -> int:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         async with trio.open_nursery() as outer:
             await outer.start(agents.serve)
+            await outer.start(workers.serve)
             if storage is not None:
                 outer.start_soon(storage.run)
             async with trio.open_nursery() as nursery:
@@ -67,6 +71,7 @@ async def _supervise(plan: Plan, sockets: Sockets) -> int:
             hurry = trio.Event()
             outer.start_soon(_set_on_signal, signals, hurry)
             await generations.stop_all()
+            await workers.stop()
             if killed := await agents.stop(hurry):
                 _say(f"{killed} agents did not stop in time and were killed.")
             if storage is not None:

@@ -23,6 +23,7 @@ class Sockets:
     launch: socket.socket
     control: socket.socket
     notify: socket.socket
+    workers: socket.socket
     locks: tuple[int, ...]
     storage: socket.socket | None = None
 
@@ -35,7 +36,15 @@ class Sockets:
         return _url(self.storage) if self.storage is not None else None
 
     def close(self) -> None:
-        for one in (self.public, self.admin, self.launch, self.control, self.notify, self.storage):
+        for one in (
+            self.public,
+            self.admin,
+            self.launch,
+            self.control,
+            self.notify,
+            self.workers,
+            self.storage,
+        ):
             if one is not None:
                 one.close()
         for fd in self.locks:
@@ -48,12 +57,25 @@ def _url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def storage_environment(plan: Plan, sockets: Sockets) -> dict[str, str]:
+    """How the storage that is run here is told to those who use it; nothing where there is none."""
+    endpoint = sockets.storage_address()
+    if endpoint is None or plan.storage is None:
+        return {}
+    return {
+        "HOLDOVER_STORAGE_ENDPOINT": endpoint,
+        "HOLDOVER_STORAGE_CREDENTIALS": str(plan.storage.keys),
+    }
+
+
 def open_sockets(plan: Plan) -> Sockets:
     """Make the folders, take both locks, listen. Raises `SettingsError` for what is in the way."""
     with contextlib.ExitStack() as undo:
         try:
             folders = [plan.state, plan.state / "spool", plan.runtime]
-            folders += [plan.runtime / name for name in ("agents", "instances", "sessions")]
+            folders += [
+                plan.runtime / name for name in ("agents", "instances", "sessions", "workers")
+            ]
             if plan.storage is not None:
                 folders += [plan.storage.plan.data, plan.storage.plan.sockets]
             for folder in folders:
@@ -67,6 +89,7 @@ def open_sockets(plan: Plan) -> Sockets:
             launch = undo.enter_context(_unix(plan.launch_socket, socket.SOCK_STREAM))
             control = undo.enter_context(_unix(plan.control_socket, socket.SOCK_STREAM))
             notify = undo.enter_context(_unix(plan.notify_socket, socket.SOCK_DGRAM))
+            workers = undo.enter_context(_unix(plan.workers_socket, socket.SOCK_STREAM))
             storage = None
             if plan.storage is not None:
                 # Of a storage that was killed: they would be taken for the new one's.
@@ -87,7 +110,7 @@ def open_sockets(plan: Plan) -> Sockets:
             one.setblocking(False)
         notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         undo.pop_all()
-    return Sockets(public, admin, launch, control, notify, tuple(locks), storage)
+    return Sockets(public, admin, launch, control, notify, workers, tuple(locks), storage)
 
 
 def _lock(folder: Path) -> int:
