@@ -36,6 +36,7 @@ from holdoverd.catalogue.store import Catalogue
 from holdoverd.errors import CatalogueError, HoldoverError, SettingsError
 from holdoverd.files.services import FileServices
 from holdoverd.handover.duty import Duty
+from holdoverd.handover.listeners import share_listeners
 from holdoverd.handover.routing import RoutedSessions
 from holdoverd.handover.siblings import Siblings
 from holdoverd.http.app import App
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.migrate:
             Catalogue.open(settings.catalogue.resolve(state_dir)).close()
             return status
-        listeners = take_listeners()
+        listeners = take_listeners(runtime_dir / "instances")
         trio.run(run, generation, settings, listeners, state_dir, runtime_dir)
     except* (CannotStartError, SettingsError, CatalogueError, instance.GenerationTakenError) as e:
         status = 1
@@ -150,6 +151,7 @@ async def run(
                 sessions=sessions,
                 host=host_name(),
                 streams=streams,
+                listeners=listeners,
                 counts=counts,
             )
             siblings = Siblings(
@@ -298,10 +300,27 @@ async def record(
             return
 
 
-def take_listeners() -> dict[str, list[socket.socket]]:
-    """The listening sockets by door. Raises CannotStartError when they were not given."""
+def take_listeners(siblings: Path) -> dict[str, list[socket.socket]]:
+    """The listening sockets by door: systemd's, or those that a living instance holds.
+
+    The latter where a socket unit was stopped alone: the instances serve on, and systemd cannot
+    bind what they hold. Raises CannotStartError when there are none.
+    """
     given = systemd.listen_fds()
     missing = [door for door in DOORS if door not in given]
+    if missing:
+        shared = share_listeners(siblings)
+        for door in missing:
+            if door in shared:
+                log.warning(
+                    "the %s socket was not passed to this process: sharing that of an instance "
+                    "which serves. Its socket unit is not active; see `holdover doctor`",
+                    door,
+                )
+                given[door] = shared.pop(door)
+        for sock in (sock for socks in shared.values() for sock in socks):
+            sock.close()
+        missing = [door for door in DOORS if door not in given]
     if missing:
         raise CannotStartError(
             f"No listening socket named {' or '.join(missing)} was passed to this process. The "

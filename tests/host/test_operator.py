@@ -98,19 +98,29 @@ def test_stop_of_the_target_stops_doors_and_daemons_and_no_agent(
     wait_until(lambda: shown(machine, talking)["state"] in ("dormant", "working"), "it is known")
 
 
-def test_stop_of_the_public_socket_alone_leaves_the_instance_serving(
+def test_stop_of_the_public_socket_alone_costs_nobody_anything(
     machine: Machine, talking: str
 ) -> None:
+    """The instance serves on, and one that is deployed meanwhile shares its listener."""
     serving = settled(machine)
     machine.systemctl("stop", "holdover.socket")
     try:
         assert shown(machine, talking)["state"] == "working"
         assert [one["generation"] for one in instances(machine)] == [serving]
         assert healthz(machine)["generation"] == serving
+        assert "is permanent" in holdover(machine, "deploy", "0.2.0")
+        holdover(machine, "drain", "--migrate")
+        later = settled(machine)
+        assert later > serving
+        assert healthz(machine)["generation"] == later
+        assert shown(machine, talking)["state"] == "working"
+        assert "sharing that of an instance" in machine.journal(unit(later))
+        assert machine.show("holdover.socket", "ActiveState") != "active"
     finally:
-        machine.systemctl("stop", unit(serving))
+        machine.systemctl("stop", "holdoverd@*.service")
+        machine.systemctl("reset-failed", "holdover.socket", check=False)
         machine.systemctl("start", "holdover.target", "holdover.socket")
-    assert healthz(machine)["generation"] == serving
+    assert healthz(machine)["generation"] == later
 
 
 def test_a_reboot_in_a_trial_boots_the_last_committed_release(machine: Machine) -> None:

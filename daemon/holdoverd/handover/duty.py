@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -64,6 +64,7 @@ class Duty:
         sessions: Sessions,
         host: str,
         streams: LiveStreams,
+        listeners: Mapping[str, Sequence[socket.socket]],
         counts: Counts | None = None,
     ) -> None:
         self._generation = generation
@@ -72,6 +73,7 @@ class Duty:
         self._sessions = sessions
         self._host = host
         self._streams = streams
+        self._listeners = listeners
         self._counts = counts or Counts()
         self._orders = Orders()
         self._changed = trio.Event()
@@ -157,8 +159,12 @@ class Duty:
         except HandoverError as error:
             log.info("a call from generation %d: %s", link.generation, error)
 
-    async def operate(self, packet: Packet) -> None:
+    async def operate(self, packet: Packet) -> tuple[dict[str, Any], Sequence[int]]:
         match packet.type:
+            case "listeners":
+                named = [(door, sock) for door, socks in self._listeners.items() for sock in socks]
+                doors = [door for door, _ in named]
+                return {"doors": doors}, [sock.fileno() for _, sock in named]
             case "probe":
                 door: Door = "public" if packet.text("door") == "public" else "admin"
                 self._doors.serve_connection(door, socket.socket(fileno=packet.take_fd()))
@@ -171,6 +177,7 @@ class Duty:
                 self._order(retire=True)
             case other:
                 raise HandoverError(f"There is no order {other!r}.")
+        return {}, ()
 
     async def _wait_role(self, reached: Callable[[], bool]) -> None:
         with trio.move_on_after(MEET_S):

@@ -68,8 +68,11 @@ class Means(Protocol):
     def told(self, packet: Packet) -> None:
         """`drain` and `revoked`: what a sibling passes on of what it was asked."""
 
-    async def operate(self, packet: Packet) -> None:
-        """An operator's order. Raises HandoverError: said to him."""
+    async def operate(self, packet: Packet) -> tuple[dict[str, Any], Sequence[int]]:
+        """An operator's order; what ``ok`` says beside, and its descriptors, which stay ours.
+
+        Raises HandoverError: said to him.
+        """
 
 
 class Conversation:
@@ -474,11 +477,11 @@ class Siblings:
                 nursery.start_soon(self._beat, packets)
                 while (packet := await packets.receive()) is not None:
                     try:
-                        await self._means.operate(packet)
+                        fields, fds = await self._means.operate(packet)
                     except HandoverError as error:
                         await packets.send({"t": "error", "message": str(error)})
                     else:
-                        await packets.send({"t": "ok"})
+                        await packets.send({"t": "ok", **fields}, fds)
                     finally:
                         packet.close()
                 nursery.cancel_scope.cancel()
