@@ -181,6 +181,7 @@ async def run(
                 default_account=settings.sessions.default_account,
                 host=host_name(),
                 public_url=settings.server.public_url,
+                own_url=url_of(listeners["public"][0]),
                 hosts=settings.server.hosts,
                 trusted_proxies=settings.server.trusted_proxies,
                 router=duty,
@@ -328,6 +329,15 @@ def take_listeners(siblings: Path) -> dict[str, list[socket.socket]]:
             "holdover-admin.socket`, or without systemd by `holdover up`."
         )
     return {door: given[door] for door in DOORS}
+
+
+def url_of(listener: socket.socket) -> str:
+    """A TCP listener as a URL that reaches it from here; "" for any other."""
+    if listener.family not in (socket.AF_INET, socket.AF_INET6):
+        return ""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  compared only
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def as_listener(sock: socket.socket) -> trio.SocketListener:

@@ -115,3 +115,19 @@ def test_no_secret_is_in_a_command_line_or_the_journal(host: Machine) -> None:
     for unit in (STORAGE, "holdoverd@1.service"):
         environment = host.run(["cat", f"/proc/{host.show(unit, 'MainPID')}/environ"]).stdout
         assert keys["secret_key"] not in environment
+
+
+def test_put_share_and_download_by_a_client_that_knows_only_the_link(host: Machine) -> None:
+    host.write("/tmp/report.txt", "what happened\n")
+    url = host.run(["holdover", "share", "/tmp/report.txt"]).stdout.strip()
+    assert url.startswith("http://127.0.0.1:8780/l/")
+    assert host.run(["curl", "-sSL", url], user="nobody").stdout == "what happened\n"
+
+
+def test_the_doctor_finds_nothing_wanting_and_is_for_root_alone(host: Machine) -> None:
+    told = host.run(["holdover", "storage", "doctor"]).stdout.splitlines()
+    assert told[-1] == "Files are verified here by their SHA-256.", told
+    assert [line for line in told[:-1] if not line.startswith("holds ")] == []
+    asked = host.run(["holdover", "storage", "doctor"], user="nobody", check=False)
+    assert asked.returncode == 1
+    assert "run this as root" in asked.stderr

@@ -1,8 +1,11 @@
 """`holdover storage`: what holds the bytes of files."""
 
+import importlib
+
 import click
 
 from holdover.commands.options import client_of, json_option, print_json
+from holdover.exits import CommandError
 from holdover.render import one_line, table
 
 
@@ -45,3 +48,24 @@ def status(ctx: click.Context, as_json: bool) -> None:
     if rows:
         click.echo()
         click.echo(table(["OWNER", "FILES", "BYTES", "QUOTA"], rows))
+
+
+@storage.command(short_help="Prove against the configured storage what files lean on.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Prove against the configured storage what files lean on, property by property.
+
+    Runs where the daemon's settings and keys can be read: on a host as root, beside `holdover up` as
+    yourself. It writes a few megabytes beneath doctor/ in the bucket and removes them. Says at the
+    end whether files are verified there by SHA-256 or by size, or that the storage is not usable,
+    and exits 1 then.
+    """
+    try:
+        module = importlib.import_module("holdoverd.storage.doctor")
+    except ImportError as error:
+        raise CommandError(
+            f"Only the command line is installed here ({error.name} is missing); run this where the "
+            "daemon is."
+        ) from error
+    ctx.exit(module.main(["--json"] if as_json else []))

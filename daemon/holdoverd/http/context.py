@@ -15,7 +15,7 @@ from holdoverd.handover.packed import Detached
 from holdoverd.http.live import LiveStreams
 from holdoverd.http.login import LoginFailures
 from holdoverd.http.shapes import Json
-from holdoverd.http.wire import Names
+from holdoverd.http.wire import Head, Names
 from holdoverd.ids import now_ms
 from holdoverd.metrics.counts import Counts
 from holdoverd.metrics.gather import Metrics
@@ -144,7 +144,8 @@ class Context:
     """Made once by `main`, passed to every handler.
 
     `host` and `generation` name this instance. `public_url` is without a trailing slash; "" makes
-    links from the Host asked for.
+    links from the Host asked for, or from `own_url`, the public listener's, where the admin door was
+    asked, whose Host says nothing.
     `unhealthy`: why this instance cannot serve, for ``/healthz``; None while it can.
     """
 
@@ -155,6 +156,7 @@ class Context:
     default_account: str
     host: str = ""
     public_url: str = ""
+    own_url: str = ""
     hosts: Sequence[str] = ()
     trusted_proxies: Sequence[str] = ()
     unhealthy: str | None = None
@@ -171,6 +173,14 @@ class Context:
     def __post_init__(self) -> None:
         self.public_url = self.public_url.rstrip("/")
         self.names = Names.of(self.public_url, self.hosts)
+
+    def base_url(self, head: Head) -> str:
+        """What a link made for whoever sent this request begins with."""
+        if self.public_url:
+            return self.public_url
+        if head.door == "admin" and self.own_url:
+            return self.own_url
+        return f"http://{head.authority or 'localhost'}"
 
     def admin(self) -> Caller:
         """Whoever comes by the admin door."""

@@ -3,7 +3,7 @@
 Owns: signing (`signing`, rules without I/O), the calls that the daemon makes (`client`), where the
 keys come from (`credentials`); and the SeaweedFS of this host: what it is to run as (`plan`, rules),
 its keys (`keys`), its start as a unit (`serve`), and for `holdover up` its walls (`enclose`) and the
-one way through them (`door`).
+one way through them (`door`). `doctor` proves of any store what the others lean on.
 
 Promises: no byte of a file passes through here on its way between a client and storage; a URL is
 signed for the name that clients see; a call ends within its timeouts and never blocks the event

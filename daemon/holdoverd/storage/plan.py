@@ -28,6 +28,9 @@ SIDE_PORTS = (
 # SeaweedFS's own. In a network of their own they meet nobody.
 WALLED_PORTS = (9333, 19333, 8080, 18080, 8888, 18888, 8333, 18333)
 
+DOOR_FILE = "door.json"
+"""Beside the sockets of `holdover up`: {"endpoint", "keys"}, the address and the keys' file."""
+
 READY_WITHIN_S = 60.0
 """What a start may take: three seconds usually, twenty after a power cut, more on a slow disk."""
 

@@ -5,6 +5,7 @@ socket is the supervisor's: while storage is started again, who wants it waits.
 """
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ import trio
 
 from holdoverd.storage import door, enclose
 from holdoverd.storage.keys import write_identities
-from holdoverd.storage.plan import READY_WITHIN_S, SIDE_PORTS, StoragePlan
+from holdoverd.storage.plan import DOOR_FILE, READY_WITHIN_S, SIDE_PORTS, StoragePlan
 from holdoverd.storage.serve import is_alive, is_ready
 from holdoverd.supervisor import words
 from holdoverd.supervisor.daemon import wait_ended
@@ -59,11 +60,19 @@ class Storage:
     async def run(self) -> None:
         """Start both again and again. Returns when storage never worked; files wait then."""
         write_identities(self._up.keys, self._up.plan.identities)
+        self._tell_where()
         with self._running:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._keep_door)
                 await self._keep_storage()
                 nursery.cancel_scope.cancel()
+
+    def _tell_where(self) -> None:
+        """For `holdover storage doctor`, which has neither our port nor our folders."""
+        host, port = self._listener.getsockname()[:2]
+        host = f"[{host}]" if ":" in host else host
+        told = {"endpoint": f"http://{host}:{port}", "keys": str(self._up.keys)}
+        (self._up.plan.sockets / DOOR_FILE).write_text(json.dumps(told))
 
     async def _keep_door(self) -> None:
         restart = Restart()

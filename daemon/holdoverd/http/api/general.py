@@ -103,7 +103,7 @@ async def new_login_code(context: Context, request: Request) -> Response:
     code = login.new_code()
     now = now_ms()
     expires_at = await context.catalogue.write(lambda cx: login.store_code(cx, code, caller, now))
-    base = context.public_url or f"http://{request.head.authority or 'localhost'}"
+    base = context.base_url(request.head)
     return json_response(
         {"code": code, "url": f"{base}/#login={code}", "expires_at": expires_at}, 201
     )

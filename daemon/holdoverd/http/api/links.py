@@ -191,7 +191,7 @@ async def send_abort(context: Context, request: Request) -> Response:
 
 
 def _base(context: Context, request: Request) -> str:
-    return context.public_url or f"http://{request.head.authority or 'localhost'}"
+    return context.base_url(request.head)
 
 
 def _address(context: Context, request: Request) -> str:
