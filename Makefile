@@ -12,7 +12,7 @@ ARGS ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help client run test quick check bench soak install uninstall lock clean
+.PHONY: help client run test quick check bench soak install uninstall deb lock clean
 
 help: ## Name the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -48,6 +48,9 @@ install: ## Install onto this systemd host, or into an image (as root)
 
 uninstall: ## Take Holdover off this host again (as root); the data stays
 	packaging/uninstall $(ARGS)
+
+deb: ## Build the Debian package for this machine's release into dist/
+	@packaging/deb $(ARGS)
 
 # Hashes pin every byte; addresses are left out, so that a mirror serves as well as the original.
 COMPILE := $(abspath .build/lock/bin/pip-compile) --quiet --generate-hashes --allow-unsafe --strip-extras \

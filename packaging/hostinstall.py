@@ -34,35 +34,32 @@ sys.path.insert(0, str(SOURCE / "packaging"))
 
 import webclient  # noqa: E402 - the checkout is found first
 
-from holdoverd.deploy import accounts, workers  # noqa: E402 - the checkout is found first
+from holdoverd.deploy import accounts, services, workers  # noqa: E402 - the checkout is found first
 from holdoverd.deploy.accounts import DEFAULT_ACCOUNT, agent_units  # noqa: E402
 from holdoverd.deploy.layout import (  # noqa: E402
     COMMAND,
-    LAST_DEPLOY,
     OPT,
     RELEASES,
-    RUNTIME,
     STATE,
     UNITS,
     InstallError,
     Release,
-    active_generations,
     call,
     commit,
     current_generation,
     generation_units,
     installed_releases,
+    is_packaged,
     link,
     new_generation,
     one_at_a_time,
     release_of_generation,
-    render,
     say,
     systemd_runs,
     templates_of,
     write_if_changed,
 )
-from holdoverd.deploy.outcome import Outcome  # noqa: E402
+from holdoverd.deploy.services import FIXED_UNITS, STORAGE_KEYS, storage_unit  # noqa: E402
 from holdoverd.storage.keys import ensure_keys  # noqa: E402
 
 SYSUSERS = Path("/etc/sysusers.d/holdover.conf")
@@ -70,7 +67,6 @@ TMPFILES = Path("/etc/tmpfiles.d/holdover.conf")
 AGENT_HOME = Path("/var/lib/holdover-agent")
 STORAGE_DATA = Path("/var/lib/holdover-storage")
 CONFIG = Path("/etc/holdover")
-STORAGE_KEYS = CONFIG / "storage-keys.json"
 DOCS = Path("/usr/local/share/doc/holdover")
 
 # What a release is made of. Its digest tells a changed tree from one already installed.
@@ -82,26 +78,6 @@ INPUTS = (
 LEFT_OUT = ("__pycache__", "node_modules", "static", "*.pyc", ".client-*")
 DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE")
 LOCKS = ("requirements.lock", "requirements-build.lock")
-FIXED_UNITS = (
-    "holdover.target",
-    "holdover.slice",
-    "holdover-agents.slice",
-    "holdover.socket",
-    "holdover-admin.socket",
-    "holdover-boot.service",
-    "holdover-s3.socket",
-    "holdover-s3.service",
-    workers.SOCKET,
-)
-ENABLED = (
-    "holdover.target",
-    "holdover.socket",
-    "holdover-admin.socket",
-    "holdover-boot.service",
-    workers.SOCKET,
-)
-# Once only: where people have disabled them, another S3 is used.
-STORAGE_ENABLED = ("holdover-storage.service", "holdover-s3.socket")
 
 
 # --- Rules: no file is touched below ------------------------------------------------------------
@@ -123,12 +99,6 @@ def choose_release(version: str, digest: str, installed: Iterable[Release]) -> t
         n += 1
         name = f"{version}+{n}"
     return name, False
-
-
-def storage_unit(templates: Path, *, release_dir: str) -> dict[str, str]:
-    """{unit file name: its text}."""
-    text = (templates / "holdover-storage.service.in").read_text()
-    return {"holdover-storage.service": render(text, {"RELEASE_DIR": release_dir})}
 
 
 def render_all(templates: Path, *, release_dir: str) -> dict[str, str]:
@@ -181,6 +151,11 @@ def check_host() -> None:
         )
 
 
+def check_not_packaged(instead: str) -> None:
+    if is_packaged():
+        raise InstallError(f"Holdover is here as a Debian package; type `{instead}`")
+
+
 def make_tools(folder: Path) -> Path:
     """A throw-away environment with pip: the host's Python need not have one."""
     try:
@@ -192,6 +167,11 @@ def make_tools(folder: Path) -> Path:
         ) from None
     call(sys.executable, "-I", "-m", "venv", folder, what="making an environment for the build")
     return folder / "bin/python"
+
+
+def interpreter() -> str:
+    """The very interpreter: ``python3`` may be another one after an upgrade of the distribution."""
+    return os.path.realpath(sys.executable)
 
 
 def wheelhouse_stamp(source: Path) -> str:
@@ -269,6 +249,17 @@ def build_release(name: str, version: str, digest: str, wheelhouse: Path | None)
     if target.exists():
         say(f"{target} was left incomplete by an install that broke off; making it again")
         shutil.rmtree(target)
+    fill_release(target, Release(name, version, digest, interpreter()), wheelhouse)
+    return target
+
+
+def fill_release(
+    target: Path, release: Release, wheelhouse: Path | None, *pip_options: str
+) -> None:
+    """An environment of its own in `target` with this tree and what it needs.
+
+    Its record is written last. `pip_options` are for what goes into it.
+    """
     with tempfile.TemporaryDirectory(prefix="holdover-install-") as scratch_name:
         scratch = Path(scratch_name)
         tools = make_tools(scratch / "tools")
@@ -284,7 +275,7 @@ def build_release(name: str, version: str, digest: str, wheelhouse: Path | None)
                 f"fill it on a machine with network: packaging/wheelhouse {wheelhouse}"
             )
         offline = ("--disable-pip-version-check", "--no-index", "--find-links", wheelhouse)
-        say(f"Building release {name} ...")
+        say(f"Building release {release.name} ...")
         tree = scratch / "tree"
         copy_tree(tree)
         put_client(tree, wheelhouse, tools)
@@ -300,20 +291,21 @@ def build_release(name: str, version: str, digest: str, wheelhouse: Path | None)
         )
         # Without pip: nothing is ever added to a release.
         call(
-            *(sys.executable, "-I", "-m", "venv", "--without-pip", target),
+            *(release.python, "-I", "-m", "venv", "--without-pip", target),
             what="making the release's environment",
         )
         into = ("--python", target / "bin/python")
         call(
-            *(*pip, *into, "install", *offline, "--require-hashes"),
+            *(*pip, *into, "install", *offline, *pip_options, "--require-hashes"),
             *("-r", SOURCE / "requirements.lock"),
             what="installing what requirements.lock names",
         )
         (wheel,) = (scratch / "dist").glob("holdover-*.whl")
-        call(*pip, *into, "install", *offline, "--no-deps", wheel, what="installing the wheel")
-    release = Release(name=name, version=version, digest=digest, python=sys.executable)
+        call(
+            *(*pip, *into, "install", *offline, *pip_options, "--no-deps", wheel),
+            what="installing the wheel",
+        )
     write_if_changed(target / "release.json", json.dumps(asdict(release), indent=1) + "\n")
-    return target
 
 
 def install_files(release_dir: Path, templates: Path) -> bool:
@@ -344,44 +336,9 @@ def install_files(release_dir: Path, templates: Path) -> bool:
     return any(changed)
 
 
-def start(generation: int) -> None:
-    """Start this generation: beside whoever serves, by a deploy; else simply.
-
-    Only a daemon that is READY becomes the current one; until then a reboot boots the old.
-    """
-    call(
-        "systemctl",
-        "start",
-        f"holdover-agent-{DEFAULT_ACCOUNT}.socket",
-        what="opening the agents' socket",
-    )
-    if any(number != generation for number in active_generations()):
-        unit = f"holdover-deploy@{generation}.service"
-        try:
-            call("systemctl", "start", unit, what=f"the deploy (see `journalctl -u {unit}`)")
-        except InstallError as error:
-            outcome = Outcome.read(LAST_DEPLOY)
-            if outcome is None or outcome.generation != generation or not outcome.reason:
-                raise
-            raise InstallError(
-                f"generation {generation} was taken back, the one before serves on: "
-                f"{outcome.reason} (see `journalctl -u {unit}`)"
-            ) from error
-        return
-    unit = f"holdoverd@{generation}.service"
-    try:
-        # Brings both doors along, and returns when the daemon is READY.
-        call("systemctl", "start", unit, what=f"starting {unit} (see `journalctl -u {unit}`)")
-    except InstallError:
-        call("systemctl", "stop", unit, what=f"stopping {unit}")
-        # Nobody would ever answer behind them.
-        call("systemctl", "stop", "holdover*.socket", what="closing the doors")
-        raise
-    commit(generation)
-
-
 def install(wheelhouse: Path | None, *, start_it: bool) -> None:
     check_host()
+    check_not_packaged(f"holdover release install {SOURCE} && holdover deploy")
     os.umask(0o022)
     os.chdir("/")
     version, digest = tree_version(SOURCE), tree_digest(SOURCE)
@@ -402,12 +359,9 @@ def install(wheelhouse: Path | None, *, start_it: bool) -> None:
         starting = start_it and systemd_runs()
         if systemd_runs() and (is_new or units_changed):
             call("systemctl", "daemon-reload", what="telling systemd of the units")
-        enabled: tuple[str, ...] = (*ENABLED, f"holdover-agent-{DEFAULT_ACCOUNT}.socket")
-        if storage_is_new:
-            enabled += STORAGE_ENABLED
-        call("systemctl", "--quiet", "enable", *enabled, what="enabling the units")
+        services.enable(storage=storage_is_new)
         if is_new and starting:
-            start(generation)
+            services.start(generation)
         elif is_new:
             commit(generation)
         if starting:
@@ -438,31 +392,15 @@ def build(wheelhouse: Path | None) -> str:
 
 def uninstall(*, purge: bool) -> None:
     check_host()
+    check_not_packaged(f"apt-get {'purge' if purge else 'remove'} holdover")
     os.chdir("/")
     with one_at_a_time():
-        units = sorted(path.name for path in UNITS.glob("holdover*") if path.is_file())
-        if systemd_runs():
-            # The doors first, or a knock would start the daemon again; agents last. Patterns: to
-            # stop by name what is not there is an error.
-            call("systemctl", "stop", "holdover*.target", "holdover*.socket", what="closing")
-            call("systemctl", "stop", "holdover*.service", "holdover*.slice", what="stopping")
-            # A deploy that was taken back stays failed, for people to see, until here.
-            call("systemctl", "reset-failed", "holdover*", what="forgetting failed units")
-        known = (*ENABLED, *STORAGE_ENABLED)
-        wanted = [unit for unit in units if unit in known or unit.endswith(".socket")]
-        if wanted:
-            call("systemctl", "--quiet", "disable", *wanted, what="disabling the units")
-        for unit in units:
-            (UNITS / unit).unlink()
-        if systemd_runs():
-            call("systemctl", "daemon-reload", what="telling systemd")
+        services.take_down()
         if COMMAND.is_symlink() and os.readlink(COMMAND).startswith(f"{OPT}/"):
             COMMAND.unlink()
         for path in (SYSUSERS, TMPFILES):
             path.unlink(missing_ok=True)
-        for folder in (RELEASES, DOCS, RUNTIME):
-            shutil.rmtree(folder, ignore_errors=True)
-        (STATE / "current").unlink(missing_ok=True)
+        shutil.rmtree(DOCS, ignore_errors=True)
         if purge:
             for folder in (STATE, STORAGE_DATA, AGENT_HOME, CONFIG):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -27,6 +27,9 @@ UNITS = Path("/etc/systemd/system")
 STATE = Path("/var/lib/holdover")
 RUNTIME = Path("/run/holdover")
 COMMAND = Path("/usr/local/bin/holdover")
+# The Debian package's command is dpkg's file, and leads to a link that a deploy may move.
+PACKAGED_COMMAND = Path("/usr/bin/holdover")
+PACKAGED_LINK = OPT / "command"
 HISTORY = OPT / "history"
 LAST_DEPLOY = OPT / "last-deploy.json"
 
@@ -129,11 +132,12 @@ def link(path: Path, target: str) -> bool:
 
 def installed_releases() -> list[Release]:
     """Complete releases only: `release.json` is written last."""
-    releases = []
-    for path in sorted(RELEASES.glob("*/release.json")):
-        record = json.loads(path.read_text())
-        releases.append(Release(**{key: str(record[key]) for key in Release.__annotations__}))
-    return releases
+    return [read_release(path) for path in sorted(RELEASES.glob("*/release.json"))]
+
+
+def read_release(path: Path) -> Release:
+    record = json.loads(path.read_text())
+    return Release(**{key: str(record[key]) for key in Release.__annotations__})
 
 
 def systemd_runs() -> bool:
@@ -189,14 +193,22 @@ def new_generation(release_dir: Path, templates: Path, version: str) -> int:
     return generation
 
 
+def is_packaged() -> bool:
+    """Whether this host has Holdover from its Debian package."""
+    with contextlib.suppress(OSError):
+        return os.readlink(PACKAGED_COMMAND) == str(PACKAGED_LINK)
+    return False
+
+
 def commit(generation: int) -> None:
     """Make a generation the one that boots, and its release's command the one that is found."""
     if current_generation() != generation:
         link(STATE / "current", str(generation))
     release = release_of_generation(generation)
-    if release is not None and (COMMAND.is_symlink() or not COMMAND.exists()):
-        COMMAND.parent.mkdir(parents=True, exist_ok=True)
-        link(COMMAND, str(RELEASES / release / "bin/holdover"))
+    command = PACKAGED_LINK if is_packaged() else COMMAND
+    if release is not None and (command.is_symlink() or not command.exists()):
+        command.parent.mkdir(parents=True, exist_ok=True)
+        link(command, str(RELEASES / release / "bin/holdover"))
     history = committed()
     if release is not None and history[-1:] != [release]:
         write_if_changed(HISTORY, "".join(f"{name}\n" for name in [*history, release][-100:]))
