@@ -307,7 +307,7 @@ class Deploy:
         control = self._here()
         self._say("its sessions and connections go back")
         with self._asking:
-            control.order("retire", timeout_s=1.0)
+            control.order("retire")
             deadline = time.monotonic() + RETIRE_S
             while time.monotonic() < deadline:
                 control.listen(LOOK_S)

@@ -56,10 +56,12 @@ async def _done(generations: Generations, asked: dict[str, Any]) -> Any:
     """What `asked` came to. Raises RefusedError."""
     generation = asked.get("generation")
     match asked.get("op"), generation:
-        case "deploy", None:
+        case "deploy" | "prepare" as what, None:
             python = asked.get("python")
             if python is not None and not isinstance(python, str):
                 raise RefusedError("`python` names an interpreter.")
+            if what == "prepare":
+                return await generations.prepare(python)
             return await generations.deploy(python)
         case "rollback", None:
             return await generations.deploy(generations.earlier())

@@ -247,13 +247,11 @@ class Generations:
             raise RefusedError("No earlier release was ever permanent here.")
         return others[-1]
 
-    async def deploy(self, python: str | None) -> int:
-        """Begin a deploy of the code that `python` runs; None: of this very environment.
+    async def prepare(self, python: str | None) -> int:
+        """A new generation of the code that `python` runs; None: of this very environment.
 
-        The generation it makes. Raises RefusedError.
+        Raises RefusedError.
         """
-        if self._deploying is not None and self._deploying.returncode is None:
-            raise RefusedError("A deploy is under way; wait for it, or see `holdover status`.")
         command = self._plan.daemon_command if python is None else (python, "-m", "holdoverd")
         release = await _version(command[0], self._plan.environment)
         generation = self._record.next()
@@ -261,6 +259,13 @@ class Generations:
         for old in sorted(self._prepared)[:-MAX_REMEMBERED]:
             if old != self.current and old not in self._living:
                 del self._prepared[old]
+        return generation
+
+    async def deploy(self, python: str | None) -> int:
+        """Prepare a generation and begin its deploy. Raises RefusedError."""
+        if self._deploying is not None:
+            raise RefusedError("A deploy is under way; wait for it, or see `holdover status`.")
+        generation = await self.prepare(python)
         progress_path(self._plan.runtime, generation).unlink(missing_ok=True)
         self._start_deploy(generation)
         assert self._nursery is not None
