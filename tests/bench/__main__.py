@@ -12,13 +12,14 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from tests.bench import spool_to_viewer, start_of_daemon, start_of_help
+from tests.bench import files, spool_to_viewer, start_of_daemon, start_of_help
 from tests.bench.rows import Row
 
 MEASUREMENTS = {
     "spool_to_viewer": spool_to_viewer,
     "start_of_daemon": start_of_daemon,
     "start_of_help": start_of_help,
+    "files": files,
 }
 HERE = Path(__file__).parent
 LIBRARIES = ("trio", "trio-websocket", "wsproto", "msgspec", "SQLAlchemy", "click")
