@@ -34,6 +34,7 @@ from holdoverd.catalogue import instances as instances_table
 from holdoverd.catalogue.instances import InstanceRow
 from holdoverd.catalogue.store import Catalogue
 from holdoverd.errors import CatalogueError, HoldoverError, SettingsError
+from holdoverd.files.carrier import Carrier
 from holdoverd.files.services import FileServices
 from holdoverd.handover.duty import Duty
 from holdoverd.handover.listeners import share_listeners
@@ -163,7 +164,15 @@ async def run(
                 settings.storage,
             )
             nursery.start_soon(files.sweeper.run)
-            routed = RoutedSessions(sessions, catalogue, siblings, duty.heir)
+            carrier = Carrier(
+                files.files,
+                paths.agents,
+                settings.sessions.roots,
+                host_name(),
+                nursery,
+                sessions.writable,
+            )
+            routed = RoutedSessions(sessions, catalogue, siblings, duty.heir, carrier)
             jobs = Jobs(
                 catalogue=catalogue,
                 settings=settings,
@@ -189,6 +198,7 @@ async def run(
                 counts=counts,
                 files=files,
                 jobs=jobs,
+                carrier=carrier,
             )
             doors = Server(App(context), max_connections=settings.server.max_connections)
             duty.meet(siblings, routed, doors)

@@ -236,7 +236,13 @@ class Files:
         }
 
     def _sign(
-        self, file: FileRow, upload: UploadRow, numbers: Sequence[int], digests: Mapping[int, str]
+        self,
+        file: FileRow,
+        upload: UploadRow,
+        numbers: Sequence[int],
+        digests: Mapping[int, str],
+        *,
+        inside: bool = False,
     ) -> list[Json]:
         assert upload.storage_upload is not None, "only an open upload has URLs"
         lifetime_s = int(self.settings.url_lifetime_s)
@@ -251,6 +257,7 @@ class Files:
                 parts.size_of(number),
                 digests.get(number) if upload.digests else None,
                 lifetime_s,
+                inside=inside,
             )
             signed.append(
                 {
@@ -289,9 +296,18 @@ class Files:
         return self._first_urls(file, upload, digests if count == 1 else {})
 
     async def urls(
-        self, who: Who, upload_id: str, numbers: Sequence[int], digests: Mapping[int, str]
+        self,
+        who: Who,
+        upload_id: str,
+        numbers: Sequence[int],
+        digests: Mapping[int, str],
+        *,
+        inside: bool = False,
     ) -> Json:
-        """``{"parts"}``: fresh URLs for these parts; `digests` are remembered."""
+        """``{"parts"}``: fresh URLs for these parts; `digests` are remembered.
+
+        `inside`: for a process on this host.
+        """
         await self.store.check_clock()
         upload, file = await self._open_upload(who, upload_id)
         parts = Parts(file.size, upload.part_size)
@@ -318,7 +334,7 @@ class Files:
                 "This upload takes no digests of parts, because the file was declared without its"
                 " sha256; leave them out, or start again and declare it."
             )
-        return {"parts": self._sign(file, upload, wanted, known)}
+        return {"parts": self._sign(file, upload, wanted, known, inside=inside)}
 
     async def file_of(self, who: Who, upload_id: str) -> tuple[str, str]:
         """(id, owner) of the file that an upload is of. Raises NotFound."""
@@ -500,13 +516,14 @@ class Files:
         return {"url": url, "expires_at": expires_at, "sha256": file.sha256, "size": file.size}
 
     def sign_download(
-        self, file: FileRow, lifetime_s: int, *, inline: bool = False
+        self, file: FileRow, lifetime_s: int, *, inline: bool = False, inside: bool = False
     ) -> tuple[str, int]:
         """(URL, when it expires). Whether it may be made is the caller's to have decided."""
         kind, content_type = rules.served_as(file.content_type, inline=inline)
         disposition = rules.content_disposition(kind, file.name)
         expires_at = self.now() + lifetime_s * 1000
-        return self.store.sign_get(file.key, disposition, content_type, lifetime_s), expires_at
+        url = self.store.sign_get(file.key, disposition, content_type, lifetime_s, inside=inside)
+        return url, expires_at
 
     # -- giving up ------------------------------------------------------------------------------
 

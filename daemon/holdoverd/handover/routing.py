@@ -25,6 +25,7 @@ from holdoverd.errors import (
     SessionMoved,
     Unavailable,
 )
+from holdoverd.files.carrier import Carrier
 from holdoverd.handover.siblings import Link, Siblings
 from holdoverd.handover.wire import Packet, make_blob
 from holdoverd.sessions.service import Page, Sessions
@@ -71,7 +72,10 @@ class RoutedSessions:
         catalogue: Catalogue,
         siblings: Siblings,
         heir: Callable[[], int | None],
+        carrier: Carrier | None = None,
     ) -> None:
+        """`carrier` brings what is attached to a prompt into its session's workspace."""
+        self._carrier = carrier
         self._local = local
         self._catalogue = catalogue
         self._siblings = siblings
@@ -101,6 +105,8 @@ class RoutedSessions:
     ) -> tuple[int, dict[str, Any]]:
         # Without an id of the client's, one is made here: a retry must not say it twice.
         prompt = {**prompt, "id": prompt.get("id") or str(uuid4())}
+        if prompt.get("attachments") and self._carrier is not None:
+            prompt = await self._carrier.attach(caller, session, prompt)
         status, body = await self._ask("prompt", caller, session, {"prompt": prompt})
         return int(status), dict(body)
 

@@ -78,6 +78,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST",   "/v1/sessions/{id}/answers",           SESSIONS, sessions.answer),
     Route("POST",   "/v1/sessions/{id}/interrupt",         SESSIONS, sessions.interrupt),
     Route("POST",   "/v1/sessions/{id}/resume",            SESSIONS, sessions.resume),
+    Route("POST",   "/v1/sessions/{id}/files",             SESSIONS, files.take_out),
     Route("GET",    "/v1/sessions/{id}/messages",          READ,     sessions.messages),
     Route("GET",    "/v1/sessions/{id}/messages/{seq}/body", READ,   sessions.body),
     Route("GET",    "/v1/sessions/{id}/stream",            READ,     stream.open_stream),

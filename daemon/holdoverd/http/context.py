@@ -10,6 +10,7 @@ from holdoverd.callers import Caller
 from holdoverd.catalogue import tokens
 from holdoverd.catalogue.store import Catalogue
 from holdoverd.errors import Forbidden, Unprocessable
+from holdoverd.files.carrier import Carrier
 from holdoverd.files.services import FileServices
 from holdoverd.handover.packed import Detached
 from holdoverd.http.live import LiveStreams
@@ -162,6 +163,7 @@ class Context:
     unhealthy: str | None = None
     router: Router | None = None
     files: FileServices | None = None
+    carrier: Carrier | None = None
     jobs: JobService | None = None
     streams: LiveStreams = field(default_factory=LiveStreams)
     login_failures: LoginFailures = field(default_factory=LoginFailures)

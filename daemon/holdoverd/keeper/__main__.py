@@ -56,6 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
         os.setsid()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     connection = _take_connection()
+    if _is_to_carry(connection):
+        _carry(connection, options, open_log("holdover-carrier"))
+        return 0
     keeper = _launch(connection, options, open_log("holdover-keeper"))
     if keeper is not None:
         # Until here a TERM just ended us, and the kernel all that we had started.
@@ -78,6 +81,35 @@ def _take_connection() -> socket.socket:
         os.dup2(null, 2)
     os.close(null)
     return connection
+
+
+def _is_to_carry(connection: socket.socket) -> bool:
+    """Whether the request is to carry a file. Only looked at; no descriptor is taken."""
+    connection.settimeout(REQUEST_WITHIN_S)
+    deadline = time.monotonic() + REQUEST_WITHIN_S
+    seen = b""
+    with contextlib.suppress(OSError):
+        while time.monotonic() < deadline:
+            begun, seen = seen, connection.recv(len(launch.CARRY_HEADER), socket.MSG_PEEK)
+            if not seen or not launch.CARRY_HEADER.startswith(seen) or seen == launch.CARRY_HEADER:
+                break
+            if seen == begun:
+                time.sleep(0.01)  # the header came in pieces
+    return seen == launch.CARRY_HEADER
+
+
+def _carry(connection: socket.socket, options: _Options, log: Callable[[str], None]) -> None:
+    with connection:
+        try:
+            _check_sender(connection, options.daemon_uid)
+        except LaunchError as error:
+            log(str(error))
+            _answer(connection, launch.answer_refused(error), log, linger_s=LINGER_S)
+            return
+        # Imported here: HTTP and TLS would cost every keeper of an agent 5 MiB.
+        from holdoverd.keeper import carry
+
+        carry.serve(connection, log)
 
 
 def _launch(

@@ -36,15 +36,18 @@ def die_with_parent(parent: int) -> None:
 
 
 def open_folder_beneath(root_fd: int, relative: bytes) -> int:
-    """An O_PATH descriptor of the folder `relative` beneath `root_fd`.
+    """An O_PATH descriptor of the folder `relative` beneath `root_fd`; as `open_beneath`."""
+    return open_beneath(root_fd, relative, os.O_DIRECTORY | os.O_PATH)
+
+
+def open_beneath(root_fd: int, relative: bytes, flags: int) -> int:
+    """`relative` beneath `root_fd`, opened with `flags` and close-on-exec; makes no files.
 
     No ``..`` and no symbolic link leads out of the root: the kernel resolves the whole path at
     once (openat2(2), RESOLVE_BENEATH), so that renames in between change nothing. Raises
     `OSError`: EXDEV for a path that leads out, EAGAIN if renames went on and on.
     """
-    how = _OpenHow(
-        os.O_DIRECTORY | os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS
-    )
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
     error = 0
     for _ in range(_ATTEMPTS):
         fd = _libc.syscall(

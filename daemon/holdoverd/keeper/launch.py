@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 from holdoverd.errors import KeeperError, LaunchError
 
 VERSION = 1
+CARRY_HEADER = b"CARRY "
+"""How a request begins that wants a file carried instead; see `carry`."""
 MAX_REQUEST_BYTES = 1024 * 1024
 """The JSON of one request; more than the kernel takes as arguments and environment anyway."""
 MAX_HEADER_BYTES = 64

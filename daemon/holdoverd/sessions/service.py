@@ -408,6 +408,10 @@ class Sessions:
             raise Forbidden(f"Session {session} is shared with you for reading only.")
         return row
 
+    async def writable(self, caller: Caller, session: str) -> SessionRow:
+        """The session, if `caller` may write to it. Raises NotFound or Forbidden."""
+        return await self._row(caller, session, write=True)
+
     async def _own(self, caller: Caller, session: str, *, write: bool) -> OwnedSession:
         await self._row(caller, session, write=write)
         return await self.owned(session)
@@ -657,7 +661,12 @@ class Sessions:
     def _check_prompt(self, owned: OwnedSession, prompt: dict[str, Any]) -> "_Prompt":
         text, content = prompt.get("text"), prompt.get("content")
         if prompt.get("attachments"):
-            raise Unprocessable("`attachments` cannot be used yet; name files in the text.")
+            # Those of a prompt to a session that is there were carried and named before; see
+            # files/carrier.py.
+            raise Unprocessable(
+                "`attachments` need a workspace to go to: make the session first, then send the "
+                "prompt with its attachments."
+            )
         prompt_id = prompt.get("id") or str(uuid4())
         try:
             if str(UUID(prompt_id)) != prompt_id.lower():

@@ -119,9 +119,11 @@ class Store:
         self._made: Any = None
         self._skew_s = 0.0  # storage's clock minus ours, when last seen
         self._clock_seen_s = float("-inf")  # on the monotonic clock
-        self._signer = Signer(
-            self.public_endpoint, settings.region, settings.bucket, settings.addressing, credentials
+        outside, inside = (
+            Signer(at, settings.region, settings.bucket, settings.addressing, credentials)
+            for at in (self.public_endpoint, self.endpoint)
         )
+        self._signers = {False: outside, True: inside}
 
     @classmethod
     def open(cls, settings: StorageSettings, credentials: Credentials | None) -> "Store | None":
@@ -138,9 +140,13 @@ class Store:
         *,
         query: dict[str, str] | None = None,
         headers: dict[str, str] | None = None,
+        inside: bool = False,
     ) -> str:
-        """A URL for clients, for any operation on `key` ("": on the bucket)."""
-        return self._signer.url(
+        """A URL for clients, for any operation on `key` ("": on the bucket).
+
+        `inside`: for a process on this host, which reaches storage as the daemon does.
+        """
+        return self._signers[inside].url(
             method, key, now_s=self._clock(), expires_s=expires_s, query=query, headers=headers
         )
 
@@ -152,6 +158,8 @@ class Store:
         size: int,
         sha256: str | None,
         expires_s: int,
+        *,
+        inside: bool = False,
     ) -> tuple[str, dict[str, str]]:
         """(URL, headers to send with it) for a PUT of exactly `size` bytes as part `number`.
 
@@ -161,15 +169,24 @@ class Store:
         headers = {} if sha256 is None else {"x-amz-checksum-sha256": _base64(sha256)}
         query = {"partNumber": str(number), "uploadId": upload_id}
         signed = {**headers, "content-length": str(size)}
-        return self.sign("PUT", key, expires_s, query=query, headers=signed), headers
+        url = self.sign("PUT", key, expires_s, query=query, headers=signed, inside=inside)
+        return url, headers
 
-    def sign_get(self, key: str, disposition: str, content_type: str, expires_s: int) -> str:
+    def sign_get(
+        self,
+        key: str,
+        disposition: str,
+        content_type: str,
+        expires_s: int,
+        *,
+        inside: bool = False,
+    ) -> str:
         """A URL to read `key`, answered with this Content-Disposition and Content-Type."""
         query = {
             "response-content-disposition": disposition,
             "response-content-type": content_type,
         }
-        return self.sign("GET", key, expires_s, query=query)
+        return self.sign("GET", key, expires_s, query=query, inside=inside)
 
     async def check_clock(self) -> None:
         """StorageUnavailable when the clocks are too far apart for URLs to be any good.

@@ -228,3 +228,13 @@ async def complete(context: Context, request: Request) -> Response:
 async def abort(context: Context, request: Request) -> Response:
     await _files(context).abort(AsCaller(request.caller), request.params["id"])
     return no_content()
+
+
+async def take_out(context: Context, request: Request) -> Response:
+    """``POST /v1/sessions/{id}/files``: a file of the workspace, sent to storage by its own side."""
+    path = Fields(request.json()).text("path", required=True, max_chars=4096, one_line=False)
+    assert path is not None
+    if context.carrier is None:
+        raise Unavailable("This instance has no files yet; try again.")
+    file = await context.carrier.take_out(request.caller, request.params["id"], path)
+    return json_response({"file": file}, 202)
