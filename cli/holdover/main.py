@@ -46,6 +46,7 @@ COMMANDS = {  # {name: (module, one line of help)}
         "Deploy and kill the daemon under demo sessions, and count what they lose.",
     ),
     "stop": ("holdover.commands.deploy", "Stop Holdover on this host; agents run on."),
+    "db": ("holdover.commands.db", "Look at the catalogue, back it up, restore it."),
     "config": ("holdover.commands.config", "Show and check the configuration of this machine."),
 }
 

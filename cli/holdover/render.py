@@ -56,6 +56,18 @@ def moment(at: object) -> str:
     return datetime.fromtimestamp(at / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
+def size_text(count: int) -> str:
+    """Bytes in the unit that leaves one to four digits before the point."""
+    if count < 10_000:
+        return f"{count} bytes"
+    size = float(count)
+    for unit in ("KiB", "MiB", "GiB"):
+        size /= 1024
+        if size < 10_000:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1024:.1f} TiB"
+
+
 class Style:
     """Colours, where the output is a terminal that shows them."""
 

@@ -24,7 +24,7 @@ import trio
 
 from tests import needs
 from tests.host import clean_root as roots
-from tests.host.machine import SOURCE, Machine
+from tests.host.machine import SOURCE, Machine, MachineError
 from tests.live.up import wait_until
 from tests.live.watcher import Watcher
 
@@ -322,6 +322,31 @@ def test_who_has_stopped_it_is_not_surprised_by_an_upgrade(
     assert machine.show("holdover.target", "ActiveState") == "inactive"
     machine.systemctl("start", "holdover.target")
     wait_until(lambda: healthz(machine)["release"] == NEXT, "the new release serves", 60)
+
+
+def test_a_backup_is_restored_on_the_host(machine: Machine) -> None:
+    kept = holdover(machine, "session", "new", "--agent", "demo", "hello").split()[0]
+    holdover(machine, "db", "backup", "/root/copy.db")
+    assert machine.run(["stat", "-c", "%a %U", "/root/copy.db"]).stdout == "600 root\n"
+    later = holdover(machine, "session", "new", "--agent", "demo", "hello").split()[0]
+    before = json.loads(holdover(machine, "session", "show", "--json", kept))
+    holdover(machine, "db", "restore", "--yes", "/root/copy.db")
+
+    def served() -> dict[str, object] | None:
+        try:
+            shown: dict[str, object] = json.loads(
+                holdover(machine, "session", "show", "--json", kept)
+            )
+        except MachineError:
+            return None
+        return shown if shown["state"] == "dormant" else None
+
+    shown = wait_until(served, "the session is back, at rest", 60)
+    assert shown["epoch"] != before["epoch"]
+    assert machine.run(["holdover", "session", "show", later], check=False).returncode == 3
+    owners = machine.run(["stat", "-c", "%U", "/var/lib/holdover/catalogue.db"]).stdout
+    assert owners == "holdover\n"
+    assert "sound" in holdover(machine, "db", "status", "--check")
 
 
 def test_a_removal_keeps_the_data_and_an_install_finds_it(
