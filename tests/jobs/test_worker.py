@@ -10,14 +10,21 @@ import json
 import os
 import random
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from statistics import median
 
 import pytest
 
 from holdoverd.catalogue import jobs as jobs_table
+from holdoverd.catalogue.store import Catalogue
 from holdoverd.ids import now_ms
 from holdoverd.jobs import roll, rules
-from tests.jobs.yard import Yard
+from tests.jobs.yard import Yard, open_yard
+from tests.needs import needs_root
 
 
 def test_checksum_end_to_end(yard: Yard) -> None:
@@ -264,7 +271,17 @@ def test_concurrency_bounds_a_processor_over_all_workers(yard: Yard) -> None:
 
 
 @pytest.mark.slow
-def test_twenty_killed_workers_lose_nothing_and_publish_once(yard: Yard) -> None:
+def test_twenty_killed_workers_lose_nothing_and_publish_once(tmp_path: Path, migrated: str) -> None:
+    with open_yard(tmp_path, migrated) as yard:
+        kill_workers(yard, kills=20)
+
+
+def kill_workers(yard: Yard, *, kills: int) -> None:
+    """Kill a random worker of four again and again while jobs come in faster than they are done.
+
+    The bound of two seconds holds for the middle one: on a machine that is busy with other things
+    a single commit may take as long.
+    """
     yard.processor(
         "work",
         "import os, sys, time\n"
@@ -273,25 +290,34 @@ def test_twenty_killed_workers_lose_nothing_and_publish_once(yard: Yard) -> None
         "print(len(data), os.environ['HOLDOVER_ATTEMPT'])",
     )
     file = yard.store.put("f_1", b"x" * 100_000)
-    jobs = [yard.submit("work", file, max_attempts=50) for _ in range(120)]
+    jobs: list[str] = []
     chance = random.Random(7)
     crew = [yard.start() for _ in range(4)]
-    for _ in range(20):
-        victim = chance.randrange(len(crew))
-        pid = crew[victim].pid
-        held = yard.until(lambda pid=pid: running_of(yard, pid), "it runs a job")
+    took_s = []
+
+    def busy() -> tuple[int, tuple[str, int]] | None:
+        """A worker that has a job in hand, and which; more jobs are put in where few are left."""
+        if sum(yard.job(job).state == "ready" for job in jobs[-10:]) < 5:
+            jobs.extend(yard.submit("work", file, max_attempts=50) for _ in range(10))
+        index = chance.randrange(len(crew))
+        held = running_of(yard, crew[index].pid)
+        return None if held is None else (index, held)
+
+    for _ in range(kills):
+        victim, held = yard.until(busy, "one runs a job")
         crew[victim].kill()
         began = time.monotonic()
         crew[victim] = yard.start()
-        yard.until(
-            lambda held=held: (
-                yard.job(held[0]).attempt != held[1] or yard.job(held[0]).state != "running"
-            ),
-            "taken from the dead worker",
-        )
-        assert time.monotonic() - began <= 2
+
+        def taken(job: str, attempt: int) -> bool:
+            now = yard.job(job)
+            return now.state != "running" or now.attempt != attempt
+
+        yard.until(lambda held=held: taken(*held), "taken from the dead worker")
+        took_s.append(time.monotonic() - began)
+    assert median(took_s) <= 2, took_s
     for job in jobs:
-        done = yard.wait(job, "done", "dead", within_s=60)
+        done = yard.wait(job, "done", "dead", within_s=600)
         assert (done.state, done.error) == ("done", None)
         # The text is of the attempt that holds the job: nobody else's was published over it.
         assert json.loads(done.result or "")["text"] == f"100000 {done.attempt}\n"
@@ -299,7 +325,7 @@ def test_twenty_killed_workers_lose_nothing_and_publish_once(yard: Yard) -> None
 
 def running_of(yard: Yard, pid: int) -> tuple[str, int] | None:
     """(job, attempt) that the worker with this pid has in hand."""
-    for running in yard.write(jobs_table.running_jobs):
+    for running in yard.read(jobs_table.running_jobs):
         path = yard.runtime / "workers" / f"{running.worker}{roll.SUFFIX}"
         if path.exists() and path.read_text().strip() == str(pid):
             return running.id, running.attempt
@@ -314,3 +340,53 @@ def test_analyze_without_its_agent_refuses_by_name(yard: Yard) -> None:
     assert dead.attempt == 1
     assert "agent 'claude'" in (dead.error or "")
     assert "claude-that-is-not-here is not found" in (dead.error or "")
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@needs_root
+def test_a_file_that_does_not_fit_on_the_disk_is_tried_again_and_said(yard: Yard) -> None:
+    yard.processor(
+        "size", "import os\nprint(os.path.getsize(os.environ['HOLDOVER_FILE']))", input="file"
+    )
+    job = yard.submit("size", yard.store.put("f_1", b"x" * 3_000_000), max_attempts=2)
+    with small_disk(yard.folder / "disk", "1m") as disk:
+        yard.start(TMPDIR=str(disk))
+        dead = yard.wait(job, "dead", "done", within_s=40)
+    assert (dead.state, dead.attempt) == ("dead", 2)
+    assert "No space left on device. Free space there" in (dead.error or "")
+
+
+@needs_root
+def test_a_full_disk_under_the_catalogue_keeps_no_job_from_its_end(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "8m") as disk:
+        url = f"sqlite:///{disk}/catalogue.db"
+        Catalogue.open(url).close()
+        with open_yard(tmp_path / "yard", url) as yard:
+            yard.processor(
+                "slow",
+                "import os, sys, time\n"
+                "while not os.path.exists(sys.argv[0] + '.go'): time.sleep(0.02)\n"
+                "print('x' * 60_000)",
+            )
+            job = yard.submit("slow")
+            yard.start()
+            yard.wait(job, "running")
+            with (disk / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
+                while True:
+                    ballast.write(b"x" * 4096)
+            (yard.folder / "slow.py.go").touch()
+            log = yard.folder / "workers.log"
+            yard.until(lambda: f"the end of job {job} waits" in log.read_text(), "it waits", 40)
+            assert yard.job(job).state == "running"
+            (disk / "ballast").unlink()
+            done = yard.wait(job, "done", "dead", within_s=40)
+            assert (done.state, done.attempt) == ("done", 1)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
 
 from holdoverd.catalogue import jobs as jobs_table
 from holdoverd.catalogue.dialect import dialect_for
@@ -64,6 +65,7 @@ class Yard:
     """Everything below one folder. `env` is every worker's."""
 
     folder: Path
+    url: str
     env: dict[str, str] = field(default_factory=dict)
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -73,17 +75,29 @@ class Yard:
         self.store = Folder(self.folder / "store")
         for path in (self.state, self.runtime / "workers", self.store.folder):
             path.mkdir(parents=True)
-        self.url = f"sqlite:///{self.state}/catalogue.db"
-        Catalogue.open(self.url).close()
         self._dialect = dialect_for(self.url)
+        self._readers = self._dialect.reader_engine(1)
 
     def write(self, fn: Callable[[Connection], T]) -> T:
-        engine = self._dialect.writer_engine()
-        try:
-            with self._dialect.turn(), engine.connect() as cx, cx.begin():
+        while True:
+            engine = self._dialect.writer_engine()
+            try:
+                with self._dialect.turn(30), engine.connect() as cx, cx.begin():
+                    return fn(cx)
+            except OperationalError as error:
+                # PostgreSQL asks for another run where two met, as the catalogue's writer does.
+                if getattr(error.orig, "sqlstate", None) not in ("40001", "40P01"):
+                    raise
+            finally:
+                engine.dispose()
+
+    def read(self, fn: Callable[[Connection], T]) -> T:
+        """Looked at often, and so without a turn to write: that is the workers'."""
+        with self._readers.connect() as cx, cx.begin() as snapshot:
+            try:
                 return fn(cx)
-        finally:
-            engine.dispose()
+            finally:
+                snapshot.rollback()
 
     def submit(self, processor: str, *files: str, **fields: object) -> str:
         job = new_job(processor, files, **fields)
@@ -91,7 +105,7 @@ class Yard:
         return job.id
 
     def job(self, job_id: str) -> Job:
-        job = self.write(lambda cx: jobs_table.get_job(cx, job_id))
+        job = self.read(lambda cx: jobs_table.get_job(cx, job_id))
         assert job is not None
         return job
 
@@ -119,6 +133,7 @@ class Yard:
                 "PYTHONPATH": f"{ROOT}:{ROOT}/daemon:{ROOT}/cli",
                 "TMPDIR": str(self.folder),
                 "STATE_DIRECTORY": str(self.state),
+                "HOLDOVER_CATALOGUE_URL": self.url,
                 "HOLDOVER_RUNTIME_DIR": str(self.runtime),
                 "HOLDOVER_CONFIG_DIR": str(self.folder / "none"),
                 "HOLDOVER_JOBS_IDLE_S": "60",
@@ -156,12 +171,17 @@ class Yard:
             worker.send_signal(signal.SIGCONT)
             worker.kill()
             worker.wait()
+        self._readers.dispose()
         self._dialect.close()
 
 
 @contextmanager
-def open_yard(folder: Path) -> Iterator[Yard]:
-    yard = Yard(folder)
+def open_yard(folder: Path, url: str | None = None) -> Iterator[Yard]:
+    """`url`: a catalogue that is there; None: a new one in the folder."""
+    if url is None:
+        url = f"sqlite:///{folder}/catalogue.db"
+        Catalogue.open(url).close()
+    yard = Yard(folder, url)
     try:
         yield yard
     finally:

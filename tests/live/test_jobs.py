@@ -47,7 +47,7 @@ def up() -> Iterator[Up]:
             "HOLDOVER_DEPLOY_BAKE_S": "1",
             "HOLDOVER_JOBS_MAX_WORKERS": "3",
         }
-        with running(Path(folder), **env) as one:
+        with running(Path(folder), storage=True, **env) as one:
             wait_until(lambda: storage_answers(one), "storage is there", 60)
             yield one
 

@@ -225,8 +225,10 @@ class Attempt:
                         said = await link.line()
                 else:
                     said = await link.line()
-                if said.startswith("FAILED "):
-                    raise _Over(Failed(f"The processor was not started: {said[7:]}.", True))
+                verb, _, words = said.partition(" ")
+                if verb in ("FAILED", "HINDERED"):
+                    final = verb == "FAILED"
+                    raise _Over(Failed(f"The processor was not started: {words}.", final))
                 feeding = trio.CancelScope()
                 if self.processor.input == "stream":
                     nursery.start_soon(self._feed_within, feeding, link, inputs)
@@ -253,7 +255,7 @@ class Attempt:
             scope.shield = True
             await link.say("STOP")
             try:
-                while not (await link.line()).startswith(("EXITED", "FAILED")):
+                while not (await link.line()).startswith(("EXITED", "FAILED", "HINDERED")):
                     pass
             except RunnerLost:
                 return

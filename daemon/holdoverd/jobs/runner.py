@@ -13,7 +13,8 @@ lines:
     STOP    end it: TERM, and KILL a moment later
 
 Runner to worker, one line each: ``SAVED``, ``STARTED <pid>``, then ``EXITED <status> -`` or
-``EXITED - <signal>``; or ``FAILED <words>``, and nothing was started.
+``EXITED - <signal>``; or ``FAILED <words>``, and nothing was started; ``HINDERED <words>``, where that
+may be otherwise another time (a full disk).
 
 The JSON: {"argv", "env", "files": [{"name", "size"}], "input": "stream"|"file", "term_s"}. With
 ``file``, the files come one after the other through the first descriptor and are saved in a folder
@@ -77,6 +78,10 @@ class Refused(Exception):
     """The processor was not started; the words are for the job's error."""
 
 
+class Hindered(Refused):
+    """As `Refused`, for what may pass."""
+
+
 class Runner:
     """One processor, from the request to the last of its descendants."""
 
@@ -105,7 +110,8 @@ class Runner:
                     return
             pid = self._start(request["argv"], environment, fds)
         except Refused as refusal:
-            self._say(f"FAILED {refusal}")
+            verb = "HINDERED" if isinstance(refusal, Hindered) else "FAILED"
+            self._say(f"{verb} {refusal}")
             return
         finally:
             for fd in fds:
@@ -132,7 +138,7 @@ class Runner:
                     _copy(source, out.fileno(), int(file["size"]))
                 paths.append(str(path))
         except OSError as error:
-            raise Refused(
+            raise Hindered(
                 f"the file cannot be kept in {self._scratch} while it is worked on: "
                 f'{error.strerror}. Free space there, or give the processor input = "stream"'
             ) from error
