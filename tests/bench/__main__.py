@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from tests.bench import files, spool_to_viewer, start_of_daemon, start_of_help
+from tests.bench import file_transfer, files, spool_to_viewer, start_of_daemon, start_of_help
 from tests.bench.rows import Row
 
 MEASUREMENTS = {
+    "file_transfer": file_transfer,
     "spool_to_viewer": spool_to_viewer,
     "start_of_daemon": start_of_daemon,
     "start_of_help": start_of_help,

@@ -40,7 +40,7 @@ class FakeFiles:
         self.bytes: dict[str, bytes] = {}  # {file id: content}
         self.faults: list[Fault] = []
         self.seen: list[tuple[str, str, int]] = []  # (method, what, bytes), of storage
-        self.down_after: int | None = None  # so many parts are taken, all others answered 503
+        self.down_after: int | None = None  # so many parts pass, all others are answered 503
         self.now = 2_000_000_000_000
         self.signed = 0
         self.storage = ""
@@ -207,9 +207,9 @@ class FakeFiles:
                 if one.method == method:
                     self.faults.remove(one)
                     return one
-            if method == "PUT" and self.down_after is not None:
+            if self.down_after is not None:
                 if self.down_after == 0:
-                    return Fault("PUT", 503, "SlowDown")
+                    return Fault(method, 503, "SlowDown")
                 self.down_after -= 1
         return None
 

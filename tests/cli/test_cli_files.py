@@ -193,6 +193,37 @@ def test_client_killed_in_the_middle_sends_no_part_again_that_was_taken(
     assert len(files.seen) == 100
 
 
+def test_a_download_that_broke_off_goes_on_with_the_very_same_object(
+    files: FakeFiles, holdover: Holdover
+) -> None:
+    body = os.urandom(640 * KIB)
+    Path("a").write_bytes(body)
+    holdover("file", "put", "a")
+    files.down_after = 4
+    assert holdover("file", "get", "--to", "b", "a").code == 7
+    assert not Path("b").exists()
+    before = len(files.seen)
+    files.down_after = None
+    assert holdover("file", "get", "--to", "b", "a").code == 0
+    assert Path("b").read_bytes() == body
+    assert len(files.seen) - before == 6, "the four parts that were whole stay"
+
+
+def test_an_object_that_is_another_meanwhile_is_fetched_from_the_start(
+    files: FakeFiles, holdover: Holdover
+) -> None:
+    Path("a").write_bytes(os.urandom(640 * KIB))
+    holdover("file", "put", "a")
+    files.down_after = 4
+    assert holdover("file", "get", "--to", "b", "a").code == 7
+    files.down_after = None
+    (one,) = files.bytes
+    files.bytes[one] = os.urandom(640 * KIB)
+    files.files[one]["sha256"] = hashlib.sha256(files.bytes[one]).hexdigest()
+    assert holdover("file", "get", "--to", "b", "a").code == 0
+    assert Path("b").read_bytes() == files.bytes[one]
+
+
 def test_damage_on_the_way_down_leaves_nothing_under_the_name(
     files: FakeFiles, holdover: Holdover
 ) -> None:

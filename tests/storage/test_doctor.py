@@ -24,6 +24,7 @@ from holdoverd.storage.client import Store
 from holdoverd.storage.credentials import Credentials, load_credentials
 from holdoverd.storage.doctor import PROPERTIES, Doctor, Finding, Mode, Weight, verdict
 from tests.files.weed import KEYS, storage_settings
+from tests.storage import ceph
 from tests.storage.conftest import running
 
 ORIGIN = "http://127.0.0.1:8780"
@@ -204,6 +205,17 @@ async def test_rclones_s3_is_found_wanting(folder: Path) -> None:
         assert verdict(found) == (Mode.SIZE, ["checksum", "composite"])
         wanting = {name for name, holds in held(found).items() if not holds}
         assert wanting == {"checksum", "composite", "conditional", "ranges", "cors"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(ceph.missing() is not None, reason=ceph.missing() or "")
+async def test_a_ceph_gateway_keeps_files_by_their_size(folder: Path) -> None:
+    """Release 16 ignores x-amz-checksum-sha256, and If-None-Match on completing."""
+    with ceph.running_ceph(folder) as endpoint:
+        found = await Doctor(Store(storage_settings(endpoint), KEYS), ORIGIN).examine()
+        assert verdict(found)[0] in {Mode.SIZE, Mode.DIGESTS}, found
+        wanting = {name for name, holds in held(found).items() if not holds}
+        assert wanting <= {"checksum", "composite", "conditional"}
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -18,7 +19,10 @@ from holdover.exits import CommandError, Exit
 from holdover.transfer.journal import Journal
 from holdover.transfer.lane import Got, Lane, LocalError, Stop, persist
 from holdover.transfer.rules import DOWNLOAD_PART_BYTES, Cut, Patience, Verdict
-from holdover.transfer.sending import PARALLEL, Progress, in_threads
+from holdover.transfer.sending import PARALLEL, Progress, blocks, in_threads
+
+LOOK_S = 0.02
+SYNC_EVERY = 8  # parts
 
 
 class _ChangedError(Exception):
@@ -62,8 +66,17 @@ class Fetcher:
 
         Raises CommandError: 6 when what came is not what was declared, 7 when storage is away.
         """
-        with self._all.child() as stop:
-            _Fetching(self._client, stop, self._parallel).fetch(file, target, progress)
+        for last in (False, True):
+            try:
+                with self._all.child() as stop:
+                    _Fetching(self._client, stop, self._parallel).fetch(file, target, progress)
+                return
+            except _ChangedError as error:
+                # Keys are never used twice, so this is storage's doing: once more, from the start.
+                if last:
+                    raise CommandError(
+                        f"{file['name']} changes in storage while it is fetched.", Exit.INTEGRITY
+                    ) from error
 
     def stream(
         self, file: Mapping[str, Any], write: Callable[[bytes], object], progress: Progress
@@ -100,11 +113,13 @@ class _Fetching:
             try:
                 self._fill(file, url, state, fd, journal, progress)
             except _ChangedError:
-                # Keys are never used twice, so this is storage's doing: once more, from the start.
                 progress.moved(-cut.bytes_of(state.done))
-                state = _State(cut, None)
-                self._fill(file, url, state, fd, journal, progress)
-            self._check(file, url, fd, journal)
+                journal.forget()
+                raise
+            declared = url.answer["sha256"]
+            if declared is not None and state.sha256 != declared:
+                journal.forget()
+                raise _damaged(file, declared, str(state.sha256))
             os.fsync(fd)
             part.replace(target)
             _sync_folder(target.parent)
@@ -152,7 +167,24 @@ class _Fetching:
             with self._stop.lane() as lane:
                 self._fetch_part(lane, file, url, state, fd, left.get_nowait(), progress)
                 state.done.add(numbers[0])
-        in_threads(min(self._parallel, len(numbers)), work, self._stop)
+        with ThreadPoolExecutor(1) as beside:
+            hashed = beside.submit(self._follow, state, fd)
+            in_threads(min(self._parallel, len(numbers)), work, self._stop)
+            hashed.result()
+
+    def _follow(self, state: "_State", fd: int) -> None:
+        """Hash the parts in order as they come, and have the disk keep up: both are then done soon
+        after the last one, where they would take as long again."""
+        digest = hashlib.sha256()
+        for number in state.cut.numbers:
+            while number not in state.done and state.cut.size:
+                self._stop.sleep(LOOK_S)
+            offset, length = state.cut.span(number)
+            for block in blocks(fd, offset, length, self._stop):
+                digest.update(block)
+            if number % SYNC_EVERY == 0:
+                os.fdatasync(fd)
+        state.sha256 = digest.hexdigest()
 
     def _fetch_part(
         self,
@@ -233,20 +265,6 @@ class _Fetching:
                     Exit.STORAGE_UNAVAILABLE,
                 )
 
-    def _check(self, file: Mapping[str, Any], url: _Url, fd: int, journal: Journal) -> None:
-        declared = url.answer["sha256"]
-        if declared is None:
-            return
-        digest = hashlib.sha256()
-        offset = 0
-        while block := os.pread(fd, 4 << 20, offset):
-            self._stop.check()
-            digest.update(block)
-            offset += len(block)
-        if digest.hexdigest() != declared:
-            journal.forget()
-            raise _damaged(file, declared, digest.hexdigest())
-
     def stream(
         self, file: Mapping[str, Any], write: Callable[[bytes], object], progress: Progress
     ) -> None:
@@ -284,6 +302,7 @@ class _State:
         self.cut = cut
         self.etag: str | None = None
         self.done: set[int] = set()
+        self.sha256: str | None = None  # once all is there
         if record is not None and record.get("part_size") == cut.part_size and record.get("etag"):
             self.etag = str(record["etag"])
             self.done = {n for n in record.get("done", ()) if n in cut.numbers}

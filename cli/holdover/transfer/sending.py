@@ -378,7 +378,7 @@ def digests_of(fd: int, cut: Cut, stop: Stop, *, whole: bool) -> tuple[str | Non
     def hash_parts() -> None:
         for number in cut.numbers:
             digest = hashlib.sha256()
-            for block in _blocks(fd, *cut.span(number), stop):
+            for block in blocks(fd, *cut.span(number), stop):
                 digest.update(block)
             parts.append(digest.hexdigest())
 
@@ -392,7 +392,7 @@ def digests_of(fd: int, cut: Cut, stop: Stop, *, whole: bool) -> tuple[str | Non
     with ThreadPoolExecutor(1) as beside:
         other = beside.submit(hash_parts)
         try:
-            for block in _blocks(fd, 0, cut.size, stop):
+            for block in blocks(fd, 0, cut.size, stop):
                 digest.update(block)
         except BaseException:
             stop.set()
@@ -410,7 +410,8 @@ def _read(fd: int, length: int, offset: int) -> bytes:
         ) from error
 
 
-def _blocks(fd: int, offset: int, length: int, stop: Stop) -> Iterator[bytes]:
+def blocks(fd: int, offset: int, length: int, stop: Stop) -> Iterator[bytes]:
+    """So many bytes of a file, or what there is of them. Raises CommandError, StoppedError."""
     end = offset + length
     while offset < end:
         stop.check()
