@@ -46,6 +46,10 @@ COMMANDS = {  # {name: (module, one line of help)}
         "Deploy and kill the daemon under demo sessions, and count what they lose.",
     ),
     "stop": ("holdover.commands.deploy", "Stop Holdover on this host; agents run on."),
+    "doctor": (
+        "holdover.commands.doctor",
+        "Look for what is wrong here, and say what to do about it.",
+    ),
     "db": ("holdover.commands.db", "Look at the catalogue, back it up, restore it."),
     "config": ("holdover.commands.config", "Show and check the configuration of this machine."),
 }

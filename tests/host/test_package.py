@@ -324,6 +324,41 @@ def test_who_has_stopped_it_is_not_surprised_by_an_upgrade(
     wait_until(lambda: healthz(machine)["release"] == NEXT, "the new release serves", 60)
 
 
+def findings(machine: Machine) -> dict[str, tuple[str, str]]:
+    """{what is wrong: (area, remedy)}, as the doctor tells it."""
+    done = machine.run(["holdover", "doctor", "--json"], check=False, timeout_s=120)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    failed = {
+        one["what"]: (one["area"], one["remedy"]) for one in found if one["level"] == "failed"
+    }
+    assert done.returncode == (1 if failed else 0), done.stderr
+    areas = {one["area"] for one in found}
+    assert areas >= {"daemon", "sockets", "limits", "clock", "disk", "deploy"}
+    # Without a configuration nobody knows where these are.
+    assert {"configuration"} & {area for area, _ in failed.values()} or areas >= {
+        "database",
+        "storage",
+    }
+    return failed
+
+
+def test_the_doctor_names_what_is_wrong_and_the_remedy(machine: Machine) -> None:
+    # Nobody has installed Claude Code here, and nobody said that the demo will do.
+    assert {area for area, _ in findings(machine).values()} == {"agents"}
+    machine.write("/etc/holdover/holdover.d/demo.toml", '[sessions]\ndefault_agent = "demo"\n')
+    assert findings(machine) == {}
+    machine.systemctl("stop", "holdover-s3.socket", "holdover-storage.service")
+    wrong = findings(machine)
+    assert {area for area, _ in wrong.values()} == {"sockets", "storage"}
+    assert wrong["holdover-s3.socket is inactive"][1].startswith("`systemctl reset-failed")
+    machine.systemctl("start", "holdover-storage.service", "holdover-s3.socket")
+    machine.write("/etc/holdover/holdover.d/demo.toml", "[sessions]\nmax_life = 3\n")
+    ((what, (area, _)),) = findings(machine).items()
+    assert area == "configuration"
+    assert "demo.toml:2" in what
+    machine.run(["rm", "/etc/holdover/holdover.d/demo.toml"])
+
+
 def test_a_backup_is_restored_on_the_host(machine: Machine) -> None:
     kept = holdover(machine, "session", "new", "--agent", "demo", "hello").split()[0]
     holdover(machine, "db", "backup", "/root/copy.db")

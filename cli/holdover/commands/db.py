@@ -111,6 +111,11 @@ def db() -> None:
 def status(check: bool, as_json: bool) -> None:
     """Show where the catalogue is, its schema, its size and how much it holds."""
     here = _here()
+    if not here.catalogue.exists():
+        raise CommandError(
+            f"There is no catalogue at {here.catalogue} yet; a daemon makes it when it first starts.",
+            Exit.NOT_FOUND,
+        )
     found: dict[str, Any] = json.loads(
         here.run("status", str(here.catalogue), *(["--check"] if check else []))
     )

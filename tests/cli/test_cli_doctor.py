@@ -1,0 +1,110 @@
+"""What `holdover doctor` makes of facts, each with a remedy where something is wrong."""
+
+from typing import Any
+
+import pytest
+
+from holdover import health
+from holdover.health import Finding
+
+GIB = 1 << 30
+STATUS = {"path": "/c.db", "schema": 4, "release_schema": 4, "wal_bytes": 0, "damage": []}
+
+
+def levels(*found: Finding) -> list[str]:
+    for one in found:
+        assert bool(one.remedy) == (one.level in ("warning", "failed")), one
+    return [one.level for one in found]
+
+
+def test_a_sound_machine_has_nothing_to_say() -> None:
+    found = [
+        health.configuration(None, ["/etc/holdover/holdover.toml"]),
+        health.daemon({"generation": 3, "release": "1.0"}, "", host=True),
+        *health.instances([{"state": "serving", "generation": 3, "since_at": 0}], 10**12),
+        *health.sockets({"holdover.socket": "active"}),
+        *health.failed_units([]),
+        health.deploys({"state": "committed", "generation": 3, "release": "1.0"}),
+        health.descriptors(65_536, connections=10_000, live=200),
+        health.namespaces({"user.max_user_namespaces": 9, "kernel.unprivileged_userns_clone": 1}),
+        *health.clock(True, 0.5),
+        health.disk("/var", 90 * GIB, 100 * GIB, 50),
+        health.database(STATUS, ""),
+        health.storage("http://s", True, ""),
+        *health.agents([{"agent": "demo", "default": True, "problem": None, "login": None}], ""),
+    ]
+    assert set(levels(*found)) == {"ok"}
+    assert health.worst(found) == "ok"
+
+
+@pytest.mark.parametrize(
+    ("finding", "level", "word"),
+    [
+        (health.configuration("x.toml:3: unknown key", []), "failed", "config check"),
+        (health.daemon(None, "cannot be reached", host=True), "failed", "holdover.target"),
+        (health.daemon(None, "cannot be reached", host=False), "failed", "holdover up"),
+        (health.sockets({"holdover.socket": "failed"})[0], "failed", "reset-failed"),
+        (health.failed_units(["holdover-storage.service"])[0], "failed", "journalctl"),
+        (health.descriptors(1024, connections=10_000, live=200), "failed", "LimitNOFILE="),
+        (health.namespaces({"user.max_user_namespaces": 0}), "warning", "=15000"),
+        (health.namespaces({"kernel.unprivileged_userns_clone": 0}), "warning", "=1"),
+        (health.clock(True, -900.0)[0], "failed", "NTP"),
+        (health.clock(False, None)[0], "warning", "set-ntp"),
+        (health.disk("/var", 3 * GIB, 100 * GIB, 50), "warning", "purge"),
+        (health.disk("/var", 100 << 20, 100 * GIB, 50), "failed", "purge"),
+        (health.disk("/var", 90 * GIB, 100 * GIB, 1), "warning", "purge"),
+        (health.database(None, "disk I/O error"), "failed", "db restore"),
+        (health.database(STATUS | {"damage": ["row 3"]}, ""), "failed", "db restore"),
+        (health.database(STATUS | {"schema": 3}, ""), "warning", "db upgrade"),
+        (health.database(STATUS | {"wal_bytes": GIB}, ""), "warning", "fuser"),
+        (health.storage("http://s", False, "refused"), "failed", "holdover-s3.socket"),
+        (
+            health.deploys(
+                {"state": "rolled back", "generation": 9, "release": "2", "reason": "r"}
+            ),
+            "warning",
+            "holdover-deploy@9",
+        ),
+        (health.instances([], 0)[0], "failed", "holdover-boot"),
+        (
+            health.instances(
+                [
+                    {"state": "draining", "generation": 1, "since_at": 0, "sessions": 2},
+                    {"state": "serving", "generation": 2, "since_at": 0, "sessions": 2},
+                ],
+                2 * health.DRAINS_FOR_MS,
+            )[0],
+            "warning",
+            "drain --migrate",
+        ),
+    ],
+    ids=lambda value: value.what[:40] if isinstance(value, Finding) else "",
+)
+def test_what_is_wrong_comes_with_its_remedy(finding: Finding, level: str, word: str) -> None:
+    assert levels(finding) == [level]
+    assert word in finding.remedy
+
+
+def test_the_default_agent_matters_more_than_others() -> None:
+    broken: dict[str, Any] = {"agent": "claude", "problem": "not found", "login": None}
+    assert levels(*health.agents([broken | {"default": True}], "")) == ["failed"]
+    assert levels(*health.agents([broken | {"default": False}], "")) == ["warning"]
+    loginless = {"agent": "claude", "default": True, "problem": None, "login": False}
+    assert levels(*health.agents([loginless], "")) == ["warning"]
+
+
+def test_what_cannot_be_found_out_is_no_failure() -> None:
+    found = [
+        *health.instances(None, 0),
+        health.descriptors(None, connections=1, live=1),
+        *health.clock(None, None),
+        health.database(None, "run this as root", skipped=True),
+        health.storage("", None, ""),
+        *health.agents(None, "no daemon part"),
+    ]
+    assert set(levels(*found)) == {"skipped"}
+    assert health.worst(found) == "skipped"
+
+
+def test_a_deploy_that_was_taken_back_is_not_told_twice() -> None:
+    assert levels(*health.failed_units(["holdover-deploy@9.service"])) == ["ok"]
