@@ -138,6 +138,7 @@ async def run(
                     boot_id=instance.boot_id(),
                     roots=settings.sessions.roots,
                     agents=settings.agent,
+                    resume_on_boot=settings.sessions.resume_on_boot,
                     counts=counts,
                 ),
                 Limits(settings.sessions.max_live, settings.sessions.default_agent),

@@ -162,7 +162,10 @@ def test_an_old_catalogue_is_brought_up_with_all_that_is_in_it(url: str) -> None
     with engine.begin() as cx:
         config.attributes["connection"] = cx
         command.upgrade(config, "0001")
+        # Today's code writes it; the columns that it did not know then are taken away again.
+        cx.exec_driver_sql("ALTER TABLE sessions ADD COLUMN turn_cut text")
         sessions.create_session(cx, a_session(), full_change())
+        cx.exec_driver_sql("ALTER TABLE sessions DROP COLUMN turn_cut")
     engine.dispose()
     catalogue = Catalogue.open(url)
     version = trio.run(catalogue.read, lambda cx: schema_version(cx, url))

@@ -124,6 +124,33 @@ def test_only_sessions_that_need_an_owner_are_adopted(
     assert adoptable(cx, {7}) == ({1} if needs_an_owner else set())
 
 
+def test_turns_that_a_reboot_cut_are_adopted_where_they_are_to_go_on(cx: Connection) -> None:
+    rows: list[dict[str, Any]] = [
+        {"turn_cut": "reboot"},
+        {"turn_cut": "agent"},
+        {"turn_cut": "reboot", "error": "{}"},
+        {"turn_cut": "reboot", "ended_at": 1},
+    ]
+    for number, row in enumerate(rows, start=1):
+        sessions.create_session(cx, a_session(id=session_id(number), **row), Change())
+    assert sessions.sessions_to_adopt(cx, "alpha", [], go_on_in="now") == [session_id(1)]
+    # Once an agent of this boot was there, whatever became of it, a person decides.
+    launch = a_launch(session=session_id(1), state="ended", boot_id="now")
+    sessions.apply_change(cx, session_id(1), 1, Change(launch=launch))
+    assert sessions.sessions_to_adopt(cx, "alpha", [], go_on_in="now") == []
+    assert sessions.sessions_to_adopt(cx, "alpha", [], go_on_in="next") == [session_id(1)]
+    assert sessions.launched_in(cx, session_id(1), "now")
+    assert not sessions.launched_in(cx, session_id(1), "next")
+    assert sessions.sessions_to_adopt(cx, "alpha", []) == []
+
+
+def test_a_conversation_has_one_session_that_has_not_ended(cx: Connection) -> None:
+    sessions.create_session(cx, a_session(agent_session="c1", ended_at=1), Change())
+    assert sessions.with_conversation(cx, "c1") is None
+    sessions.create_session(cx, a_session(id=session_id(2), agent_session="c1"), Change())
+    assert sessions.with_conversation(cx, "c1") == session_id(2)
+
+
 def test_the_files_of_launches_that_are_not_over_are_wanted(cx: Connection) -> None:
     sessions.create_session(cx, a_session(), Change(launch=a_launch("l_1")))
     sessions.apply_change(cx, SESSION, 1, Change(launch=a_launch("l_2", state="ended")))

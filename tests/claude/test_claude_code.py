@@ -61,6 +61,19 @@ def texts(frame: Frame) -> list[str]:
     return [block["text"] for block in blocks if block["type"] == "text"]
 
 
+def test_a_turn_that_was_cut_off_goes_on_without_a_prompt(start: Start, session: str) -> None:
+    with start(session) as claude:
+        claude.send(host_frames.initialize("i1"))
+        prompt(claude, session, "SLOW 100")
+        claude.wait_for(of("delta"))
+        claude.process.kill()
+    with start(session, resume=True, go_on="reboot") as claude:
+        claude.send(host_frames.initialize("i2"))
+        result = claude.wait_for(of("result"))
+        assert json.loads(result.raw)["resume_reason"] == "host_restarted"
+        assert texts(claude.matching(of("assistant"))[0])[0].startswith("You said: Continue")
+
+
 @pytest.fixture
 def session() -> str:
     return str(uuid4())

@@ -223,6 +223,36 @@ def test_an_agent_that_dies_withdraws_its_questions_and_leaves_a_notice() -> Non
     assert talk.model.threads["T1"].state == "done"
 
 
+def test_a_turn_that_was_cut_off_is_marked_until_an_agent_runs_again() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.says(assistant("a"))
+    talk.says({"type": "holdover_end", "nonce": NONCE, "signal": 9, "status": None})
+    assert talk.model.row.turn_cut == "agent"
+    talk.begin()
+    assert talk.model.row.turn_cut == "agent", "an agent that only runs has not gone on"
+    talk.says(assistant("b"), result("r"))
+    assert talk.model.row.turn_cut is None
+    # Between turns there is nothing to go on with.
+    talk.says({"type": "holdover_end", "nonce": NONCE, "signal": 9, "status": None})
+    assert talk.model.row.turn_cut is None
+
+
+def test_a_reboot_is_told_from_an_agents_death() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.says(assistant("a"))
+    talk.model.launch_over(Step(), None, 1, rebooted=True)
+    assert talk.model.row.turn_cut == "reboot"
+    # In order, the keeper is told to stop, and that can be stored before the host goes down.
+    talk = Talk()
+    talk.begin()
+    talk.says(assistant("a"))
+    end = {"type": "holdover_end", "nonce": NONCE, "signal": None, "status": 143}
+    talk.says({**end, "stopped": True})
+    assert talk.model.row.turn_cut == "reboot"
+
+
 def test_an_end_record_with_another_nonce_is_noise() -> None:
     talk = Talk()
     talk.begin()

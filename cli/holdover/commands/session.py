@@ -111,7 +111,7 @@ def ls(
         rows.append(
             [
                 item["id"],
-                item["state"],
+                item["state"] + (", cut" if item.get("turn_cut") else ""),
                 one_line(item["agent"], 16),
                 moment(item["updated_at"]),
                 one_line(item["title"] or item["cwd"] or "", 60),
@@ -147,9 +147,13 @@ def _described(one: dict[str, Any]) -> dict[str, str]:
     threads = [item for item in one["threads"] if item["thread"] != "main"]
     error = one.get("error")
     context = one.get("context")
+    cut = {"agent": "its agent ended", "reboot": "the host was restarted"}.get(
+        str(one.get("turn_cut"))
+    )
     shown = {
         "id": one["id"],
         "state": one["state"] + (f": {error['message']}" if error else ""),
+        "turn": f"cut off: {cut}; `session resume` goes on with it" if cut else None,
         "title": one["title"],
         "agent": one["agent"],
         "model": one["model"],
@@ -403,15 +407,88 @@ def end(ctx: click.Context, purge: bool, yes: bool, id: str) -> None:  # noqa: A
             )
         click.confirm(f"Delete everything said in {session_id}?", abort=True, err=True)
     client.delete(path_of("sessions", session_id), purge=True if purge else None)
+    if not purge and sys.stderr.isatty():
+        one = client.get(path_of("sessions", session_id))
+        if one["agent"] != "claude":
+            return
+        click.echo(
+            f"The agent's own memory stays with {one_line(one['account'])}; to go on in its "
+            f"terminal: cd {one_line(one['cwd'])} && claude --resume {one['agent_session']}",
+            err=True,
+        )
 
 
 @session.command()
+@click.option("--all", "every", is_flag=True, help="Every session whose turn was cut off.")
 @json_option
-@click.argument("id")
+@click.argument("id", required=False)
 @click.pass_context
-def resume(ctx: click.Context, as_json: bool, id: str) -> None:  # noqa: A002
-    """Start the agent of the dormant session ID again, without waiting for a prompt."""
+def resume(ctx: click.Context, every: bool, as_json: bool, id: str | None) -> None:  # noqa: A002
+    """Start the agent of the dormant session ID again, without waiting for a prompt.
+
+    A turn that was cut off, by a reboot for one, is gone on with. --all does that for every such
+    session, and prints their ids.
+    """
+    if every == (id is not None):
+        raise CommandError("Say which session, or --all for those cut off.", Exit.USAGE)
     client = client_of(ctx)
-    result = client.post(path_of("sessions", resolve_session(client, id), "resume"), {})
-    if as_json:
-        print_json(result or {})
+    if id is not None:
+        result = client.post(path_of("sessions", resolve_session(client, id), "resume"), {})
+        if as_json:
+            print_json(result or {})
+        return
+    # Listed to the end first: a session that is resumed moves in the list.
+    listed = [one for one in client.items("/v1/sessions", limit=100_000) if one.get("turn_cut")]
+    failed = 0
+    for one in listed:
+        try:
+            client.post(path_of("sessions", one["id"], "resume"), {})
+        except CommandError as error:
+            failed += 1
+            click.echo(f"{one['id']}: {error.message}", err=True)
+            continue
+        print_json({"id": one["id"]}) if as_json else click.echo(one["id"])
+    if not listed:
+        click.echo("No session's turn is cut off.", err=True)
+    if failed:
+        raise CommandError(f"{failed} of {len(listed)} sessions could not be resumed; see above.")
+
+
+@session.command(
+    epilog="Example: holdover session adopt 3f0c…-…; the id is what `claude --resume` shows"
+)
+@click.option("--cwd", metavar="DIR", help="Where it was begun. Default: this folder.")
+@click.option("--account", metavar="NAME", help="Whose it is, for administrators. Default: yours.")
+@click.option("--agent", metavar="NAME", help="Which agent. Default: the daemon's default agent.")
+@click.option("--attach", is_flag=True, help="Stay, and take prompts.")
+@json_option
+@click.argument("agent_session", metavar="UUID")
+@click.pass_context
+def adopt(
+    ctx: click.Context,
+    cwd: str | None,
+    account: str | None,
+    agent: str | None,
+    attach: bool,
+    as_json: bool,
+    agent_session: str,
+) -> None:
+    """Go on with a conversation of Claude Code that was begun on the host without Holdover.
+
+    UUID is the conversation's id, in ~/.claude of the account that the agent runs as. Leave it in
+    the other terminal first: two agents on one conversation overwrite each other. To hand it back,
+    end the session and go on with `claude --resume UUID` in the same folder.
+    """
+    client = client_of(ctx)
+    if cwd is None and client.door.socket is None:
+        raise CommandError("Say --cwd: this folder is not one of the host's.", Exit.USAGE)
+    if client.door.socket is not None:
+        cwd = os.path.abspath(os.path.expanduser(cwd or "."))
+    asked = {"agent_session": agent_session, "cwd": cwd, "account": account, "agent": agent}
+    body = {key: value for key, value in asked.items() if value is not None}
+    made = client.post("/v1/sessions/adopt", body)
+    if not attach:
+        print_json(made) if as_json else click.echo(made["id"])
+        return
+    click.echo(f"Session {made['id']} ({made['agent']} in {made['cwd']})", err=True)
+    ctx.exit(_follow(client, made["id"], after=0, epoch=made["epoch"], as_json=as_json))

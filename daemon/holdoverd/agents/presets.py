@@ -46,16 +46,26 @@ _CLAUDE_ENV: Final = {
     "DISABLE_AUTOUPDATER": "1",  # many sessions share an installation; the operator updates it
 }
 
+# The reason comes back as `resume_reason` in the frames of that turn.
+_GO_ON_REASON: Final = {
+    by: {"CLAUDE_CODE_RESUME_INTERRUPTED_TURN": "1", "CLAUDE_CODE_RESUME_REASON": reason}
+    for by, reason in (("agent", "agent_exited"), ("reboot", "host_restarted"))
+}
+
 
 def build_launch(
     agent: AgentSettings,
     *,
     agent_session: str,
     resume: bool,
+    go_on: str | None = None,
     model: str | None = None,
     permission_mode: str | None = None,
 ) -> Launch:
     """The launch of `agent` for the session `agent_session` (a UUID), new or resumed.
+
+    `go_on`: what cut the latest turn off (``agent`` or ``reboot``), if the agent is to go on with it
+    without being told to.
 
     Raises `BadRequest` if the id, the model or the mode is not one that an agent may be given.
     """
@@ -72,13 +82,13 @@ def build_launch(
             config = agent.env.get("CLAUDE_CONFIG_DIR", "~/.claude").rstrip("/")
             return Launch(
                 (*agent.command, *_CLAUDE_FLAGS, *flags),
-                {**_CLAUDE_ENV, **agent.env},
+                {**_CLAUDE_ENV, **(_GO_ON_REASON.get(go_on, {}) if go_on else {}), **agent.env},
                 (f"{config}/projects/*/{session}.jsonl",),
             )
         case "demo":
             return Launch(
                 (*agent.command, *flags),
-                dict(agent.env),
+                {**({"HOLDOVER_GO_ON": go_on} if go_on else {}), **agent.env},
                 (f"~/.local/state/holdover-demo/{session}.jsonl",),
             )
         case None:

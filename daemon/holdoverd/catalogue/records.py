@@ -141,6 +141,8 @@ class SessionRow:
     created_at: int
     updated_at: int
     ended_at: int | None
+    turn_cut: Literal["agent", "reboot"] | None = None
+    """What cut the latest turn off, until another begins."""
 
 
 @dataclass(slots=True)

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 
 # The schema this release reads and writes: the revision of its last migration.
-VERSION = 5
+VERSION = 6
 
 # Named constraints, or a later migration could not drop one by the same name on both databases.
 metadata = MetaData(
@@ -104,6 +104,7 @@ sessions = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
     Column("ended_at", BigInteger),
+    Column("turn_cut", Text),  # "agent" or "reboot" while a turn waits to be gone on with
     Index("ix_sessions_updated_at_id", "updated_at", "id"),
     Index("ix_sessions_host_generation", "host", "generation"),
 )

@@ -9,7 +9,17 @@ import binascii
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, and_, func, or_, select, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    false,
+    func,
+    literal,
+    or_,
+    select,
+    tuple_,
+)
 
 from holdoverd.catalogue import schema
 from holdoverd.catalogue.changes import (
@@ -46,6 +56,7 @@ __all__ = [
     "apply_change",
     "create_session",
     "launch",
+    "launched_in",
     "list_sessions",
     "load_session",
     "permission",
@@ -58,6 +69,7 @@ __all__ = [
     "sessions_to_adopt",
     "states",
     "take_ownership",
+    "with_conversation",
 ]
 
 MAX_LIST = 500  # contract.md: Lists
@@ -130,12 +142,18 @@ def load_session(cx: Connection, session_id: str) -> LoadedSession | None:
 
 
 def sessions_to_adopt(
-    cx: Connection, host: str, live_generations: Iterable[int], *, own: int | None = None
+    cx: Connection,
+    host: str,
+    live_generations: Iterable[int],
+    *,
+    own: int | None = None,
+    go_on_in: str | None = None,
 ) -> list[str]:
     """Sessions of this host whose owner is no live generation, or is `own`, and that need an owner.
 
     Need: a launch not read to its end, or a prompt that waits, unless its agent could not be
-    started (then a person decides when to try again). One that rests needs no owner until
+    started (then a person decides when to try again); with `go_on_in`, the id of this boot, also a
+    turn that a reboot cut off and no agent of this boot has gone on with. One that rests needs no owner until
     somebody asks for it.
     """
     table, launches, prompts = schema.sessions, schema.launches, schema.prompts
@@ -150,15 +168,49 @@ def sessions_to_adopt(
         .where(prompts.c.session == table.c.id, prompts.c.state == "queued")
         .exists()
     )
+    cut = (
+        and_(
+            table.c.turn_cut == "reboot",
+            table.c.ended_at.is_(None),
+            ~_launched_in(go_on_in, table.c.id),
+        )
+        if go_on_in
+        else false()
+    )
     return list(
         cx.execute(
             select(table.c.id)
             .where(table.c.host == host, table.c.generation.not_in(sorted(living)))
             .where(table.c.state != schema.PURGED)
-            .where(or_(unread, and_(waiting, table.c.error.is_(None))))
+            .where(or_(unread, and_(or_(waiting, cut), table.c.error.is_(None))))
             .order_by(table.c.updated_at.desc(), table.c.id.desc())
         ).scalars()
     )
+
+
+def launched_in(cx: Connection, session_id: str, boot_id: str) -> bool:
+    """Whether an agent of the session was started since this boot."""
+    return bool(cx.execute(select(_launched_in(boot_id, literal(session_id)))).scalar())
+
+
+def _launched_in(boot_id: str, session_id: ColumnElement[str]) -> ColumnElement[bool]:
+    table = schema.launches
+    return (
+        select(table.c.id).where(table.c.session == session_id, table.c.boot_id == boot_id).exists()
+    )
+
+
+def with_conversation(cx: Connection, agent_session: str) -> str | None:
+    """The session, not ended, whose agent has this conversation; None when there is none."""
+    table = schema.sessions
+    found: str | None = cx.execute(
+        select(table.c.id).where(
+            table.c.agent_session == agent_session,
+            table.c.ended_at.is_(None),
+            table.c.state != schema.PURGED,
+        )
+    ).scalar()
+    return found
 
 
 def launches_not_ended(cx: Connection) -> list[str]:

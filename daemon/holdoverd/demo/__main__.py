@@ -60,6 +60,8 @@ def main(arguments: list[str]) -> int:
         model=given.get("--model", "demo"),
         permission_mode=given.get("--permission-mode", "default"),
     )
+    if resume and os.environ.get("HOLDOVER_GO_ON"):
+        agent.go_on()
     return agent.run(sys.stdin.buffer)
 
 

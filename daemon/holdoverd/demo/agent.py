@@ -80,6 +80,11 @@ class Agent:
         self._interrupted = False
         self._closed = False
 
+    def go_on(self) -> None:
+        """Begin with a turn of its own, as the real agent does with one that was cut off."""
+        text = "say I was cut off, and go on."
+        self._hear_prompt({"type": "user", "message": {"role": "user", "content": text}})
+
     # --- hearing ---
 
     def run(self, lines: Iterable[bytes]) -> int:

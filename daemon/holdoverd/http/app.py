@@ -70,6 +70,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET",    "/metrics",                            ADMIN,    admin.metrics),
     Route("GET",    "/v1/sessions",                        READ,     sessions.list_all),
     Route("POST",   "/v1/sessions",                        SESSIONS, sessions.create),
+    Route("POST",   "/v1/sessions/adopt",                  SESSIONS, sessions.adopt),
     Route("GET",    "/v1/sessions/{id}",                   READ,     sessions.show),
     Route("PATCH",  "/v1/sessions/{id}",                   SESSIONS, sessions.patch),
     Route("DELETE", "/v1/sessions/{id}",                   SESSIONS, sessions.end),

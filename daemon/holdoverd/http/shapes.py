@@ -175,6 +175,20 @@ def new_session(data: Mapping[str, object]) -> Json:
     return spec
 
 
+def adoption(data: Mapping[str, object]) -> Json:
+    """``POST /v1/sessions/adopt``, as a new session's spec; `owner` and `account` are apart."""
+    fields = Fields(data)
+    found = fields.text("agent_session", required=True, max_chars=64)
+    if found is None or not _UUID.fullmatch(found):
+        raise Unprocessable("The field `agent_session` has to be a UUID, as the agent shows it.")
+    return _present(
+        agent=fields.text("agent", max_chars=64),
+        agent_session=found.lower(),
+        cwd=fields.text("cwd", required=True, max_chars=4096),
+        title=fields.text("title", nullable=True),
+    )
+
+
 def session_changes(data: Mapping[str, object]) -> Json:
     """``PATCH``, and the stream's ``set``: what was sent, null included (null is: as it was)."""
     fields = Fields(data)

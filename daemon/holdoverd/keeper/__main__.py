@@ -132,6 +132,12 @@ def _launch(
             cwd_fd, cwd = folders.open_cwd(request.cwd, request.roots, home)
         fds.append(cwd_fd)
         env["PWD"] = cwd
+        if request.required and not transcripts.exists(request.transcripts, home):
+            raise LaunchError(
+                f"the account {entry.pw_name} has no conversation of that id, in "
+                f"{', '.join(request.transcripts)}; check the id, and whose it is",
+                code="no_conversation",
+            )
         fresh = bool(request.fresh_argv) and not transcripts.exists(request.transcripts, home)
         argv = request.fresh_argv if fresh else request.argv
         found: list[str] = []

@@ -396,6 +396,7 @@ class Keeper:
                         signal=number,
                         oom=oom_kills() > self._oom_kills_before,
                         forks_refused=refused_forks() > self._refused_forks_before,
+                        stopped=self._stopping,
                         at_ms=time.time_ns() // 1_000_000,
                     )
                 )

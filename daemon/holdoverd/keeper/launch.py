@@ -33,6 +33,7 @@ CODES = frozenset(
         "cwd_missing",
         "cwd_outside",
         "cwd_denied",
+        "no_conversation",
         "agent_missing",
         "agent_failed",
         "bad_request",
@@ -59,6 +60,7 @@ class LaunchRequest(NamedTuple):
     workspace: str  # "" when cwd is given
     roots: tuple[str, ...]  # absolute or "~/…"
     transcripts: tuple[str, ...]  # globs, absolute or "~/…"
+    required: bool
     uuids: tuple[str, ...]
 
 
@@ -202,6 +204,7 @@ def parse_request(body: bytes) -> LaunchRequest:
         else _matching("workspace", request.get("workspace"), _IDENTIFIER),
         roots=_paths("roots", request.get("roots", []), MAX_ROOTS),
         transcripts=_paths("lookup.transcripts", lookup.get("transcripts", []), MAX_TRANSCRIPTS),
+        required=lookup.get("required") is True,
         uuids=tuple(
             _matching("lookup.uuids", uuid, _IDENTIFIER)
             for uuid in _texts("lookup.uuids", lookup.get("uuids", []), MAX_UUIDS)

@@ -150,6 +150,7 @@ class SpoolRules:
         oom: bool,
         at_ms: int,
         forks_refused: bool = False,
+        stopped: bool = False,
     ) -> list[Command]:
         """Everything the agent said was given to `data`; finish with the end record."""
         assert not self._ended, "a spool ends once"
@@ -163,6 +164,7 @@ class SpoolRules:
             cut=cut,
             at_ms=at_ms,
             forks_refused=forks_refused,
+            stopped=stopped,
         )
         self._rest = memoryview(bytes(self._rest) + (b"\n" if cut else b"") + record)
         if self.state is State.FULL:
@@ -180,8 +182,9 @@ def end_record(
     cut: bool,
     at_ms: int,
     forks_refused: bool = False,
+    stopped: bool = False,
 ) -> bytes:
-    """The last line of a spool. `forks_refused` stands in it only where it is so."""
+    """The last line of a spool. `forks_refused` and `stopped` stand in it only where it is so."""
     record = {
         "type": "holdover_end",
         "nonce": nonce,
@@ -191,6 +194,7 @@ def end_record(
         "cut": cut,
         "at": at_ms,
         **({"forks_refused": True} if forks_refused else {}),
+        **({"stopped": True} if stopped else {}),
     }
     return json.dumps(record, separators=(",", ":")).encode("ascii") + b"\n"
 

@@ -31,4 +31,5 @@ class Instance:
     roots: Sequence[str]
     agents: Callable[[str], AgentSettings | None]
     observe: Observer = lambda _step: None
+    resume_on_boot: bool = False
     counts: Counts = field(default_factory=Counts)

@@ -169,6 +169,8 @@ class SessionModel:
         self.permissions = {p.request_id: p for p in permissions if p.state == "open"}
         self.prompts = {p.id: p for p in prompts if p.state == "queued"}
         self.launch = launch
+        self.boot_id: str | None = None
+        """Of the host's present boot, where its owner tells."""
         self.wanted = False
         """The owner is about to start an agent; forgotten with the owner, decided anew by the next."""
         self.blocks = OpenBlocks()
@@ -213,6 +215,11 @@ class SessionModel:
                 turn_open=self._turn.open,
             )
         )
+
+    @property
+    def adopting(self) -> bool:
+        """Its first agent is to go on with a conversation from elsewhere."""
+        return self.creating and self.conversation_begun
 
     @property
     def turn_open(self) -> bool:
@@ -408,6 +415,7 @@ class SessionModel:
         self._ready = True
         if frame.kind == "assistant":
             self._turn.opened()
+            self._cut_turn(step, None)
         self._store(step, _KINDS[frame.kind], frame.raw, at, thread=frame.thread, uuid=frame.uuid)
         for use in frame.tool_uses:
             if use.name in SUBAGENT_TOOLS and use.id not in self.threads:
@@ -504,6 +512,7 @@ class SessionModel:
             return
         if prompt is not None:
             self._turn.opened()
+            self._cut_turn(step, None)
             self.conversation_begun = True
             prompt.state = "echoed"
             step.change.prompts.append(prompt)
@@ -611,7 +620,9 @@ class SessionModel:
             and frame.end is not None
             and frame.end.nonce == self.launch.nonce
         ):
-            self.launch_over(step, frame.raw, at)
+            # Read only after a reboot, it was written while the host went down.
+            rebooted = self.boot_id is not None and self.launch.boot_id != self.boot_id
+            self.launch_over(step, frame.raw, at, rebooted=rebooted)
 
     # -- launches -----------------------------------------------------------------------------
 
@@ -772,11 +783,20 @@ class SessionModel:
         if not ended:
             text += " The next prompt resumes the session."
         launch.outcome = outcome
+        if self._turn.open and not ended:
+            # One that went with its unit went with the host, as far as anybody can tell.
+            self._cut_turn(step, "reboot" if rebooted or told.get("stopped") else "agent")
         self._end_launch(step, launch)
         self._fresh_process()
         self.notice(step, "agent_exited", text, at, data)
         for thread in list(self.threads):
             self._close_thread(step, thread)
+
+    def _cut_turn(self, step: Step, by: Literal["agent", "reboot"] | None) -> None:
+        if self.row.turn_cut != by:
+            self.row.turn_cut = by
+            step.change.session["turn_cut"] = by
+            step.levels_changed = True
 
     def spool_cut(self, step: Step, *, offset: int, size: int, at: int) -> None:
         """The spool is shorter than what was read of it: a power cut took its end."""

@@ -70,6 +70,7 @@ class OwnedSession:
     ) -> None:
         self.instance = instance
         self.model = model
+        model.boot_id = instance.boot_id
         self.lost = trio.Event()
         self.lock = trio.Lock()
         self.starter = Starter(self)
@@ -443,12 +444,17 @@ class OwnedSession:
 
     # -- a launch and its tasks -------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Take up a session as it stands in the catalogue: follow its agent, or start one."""
+    def begin(self, *, go_on: bool = False) -> None:
+        """Take up a session as it stands in the catalogue: follow its agent, or start one.
+
+        `go_on`: start one for the sake of a turn that was cut off.
+        """
         launch = self.model.launch
         if launch is None:
             if self.model.row.error is None:  # else a person decides when to try again
                 self.starter.want_agent_for_prompts()
+                if go_on:
+                    self.starter.want_agent()
         elif launch.state == "starting":
             self.spawn(self.starter.recover, launch)
         else:
@@ -468,6 +474,9 @@ class OwnedSession:
         """`following` has told the end of its launch, and that is stored."""
         if following is self.following and self.model.row.ended_at is None:
             self.starter.want_agent_for_prompts()
+            rebooted = following.launch.boot_id != self.instance.boot_id
+            if rebooted and self.instance.resume_on_boot and self.model.row.turn_cut == "reboot":
+                self.starter.want_agent()
 
     def tell_disk(self, full: bool) -> None:
         """The keeper cannot write the spool, or can again."""

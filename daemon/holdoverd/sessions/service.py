@@ -14,6 +14,7 @@ from typing import Any, Literal
 from uuid import UUID, uuid4
 
 import trio
+from sqlalchemy import Connection
 
 from holdoverd.agents import host_frames
 from holdoverd.agents.presets import build_launch, check_model
@@ -232,7 +233,11 @@ class Sessions:
         live = self._live_generations() | {self._in.generation}
         ids = await self._in.catalogue.read(
             lambda cx: sessions_table.sessions_to_adopt(
-                cx, self._in.host, live, own=self._in.generation
+                cx,
+                self._in.host,
+                live,
+                own=self._in.generation,
+                go_on_in=self._in.boot_id if self._in.resume_on_boot else None,
             )
         )
         waiting = iter(ids)
@@ -364,7 +369,14 @@ class Sessions:
             recent_uuids=uuids[::-1],  # oldest first: they are forgotten in this order
         )
         adopted = OwnedSession(me, model, loaded.outbox)
-        adopted.begin()
+        go_on = (
+            me.resume_on_boot
+            and loaded.row.turn_cut == "reboot"
+            and not await catalogue.read(
+                lambda cx: sessions_table.launched_in(cx, session, me.boot_id)
+            )
+        )
+        adopted.begin(go_on=go_on)
         me.counts.adopted += 1
         log.info("adopted the session at epoch %d", epoch, extra={"session": session})
         return adopted
@@ -438,6 +450,12 @@ class Sessions:
             raise Unprocessable(
                 f"No agent {name!r} is configured; `holdover config show` lists them."
             )
+        adopted = spec.get("agent_session")
+        if adopted is not None and agent.preset != "claude":
+            raise Unprocessable(
+                f"The agent {name!r} keeps no conversations that could be gone on with; name one "
+                'with preset = "claude".'
+            )
         at = now_ms()
         row = SessionRow(
             id=new_id("s"),
@@ -445,7 +463,7 @@ class Sessions:
             owner=caller.owner,
             account=caller.account,
             agent=name,
-            agent_session=str(uuid4()),
+            agent_session=adopted or str(uuid4()),
             cwd=spec.get("cwd"),
             title=spec.get("title"),
             model=spec.get("model"),
@@ -476,6 +494,7 @@ class Sessions:
         first = replace(row)
         model = SessionModel(row)
         model.creating = True
+        model.conversation_begun = adopted is not None
         session = OwnedSession(me, model)
         me.observe("take_lock")
         lock = launcher.Lock.take_nowait(me.paths.lock(row.id))
@@ -526,9 +545,18 @@ class Sessions:
             self._accept_prompt(step, session, self._check_prompt(session, prompt))
         model.seal(step, now_ms())
         self._in.observe("record_launch")
-        await self._in.catalogue.write(
-            lambda cx: sessions_table.create_session(cx, first, step.change)
-        )
+
+        def store(cx: Connection) -> None:
+            if "agent_session" in spec:
+                # Two agents on one conversation would overwrite each other's memory.
+                taken = sessions_table.with_conversation(cx, first.agent_session)
+                if taken is not None:
+                    raise Conflict(
+                        f"Session {taken} goes on with that conversation already; end it first."
+                    )
+            sessions_table.create_session(cx, first, step.change)
+
+        await self._in.catalogue.write(store)
         session.shown(step)
         return launch
 

@@ -148,11 +148,14 @@ class Starter:
                 f"No agent {row.agent!r} is configured; add [agents.{row.agent}] to holdover.toml.",
                 code="no_such_agent",
             )
+        # A turn that was cut off goes on by itself, unless somebody has something newer to say.
+        go_on = row.turn_cut is not None and not self._owner.model.queued_ids()
         fresh, resumed = (
             build_launch(
                 agent,
                 agent_session=row.agent_session,
                 resume=resume,
+                go_on=row.turn_cut if go_on and resume else None,
                 model=row.model,
                 permission_mode=row.permission_mode,
             )
@@ -163,6 +166,10 @@ class Starter:
         argv, fresh_argv = resumed.argv, fresh.argv
         if not fresh.transcripts:
             argv, fresh_argv = (resumed if self._owner.model.conversation_begun else fresh).argv, ()
+        # One that was begun elsewhere is gone on with, or nothing is started.
+        adopting = self._owner.model.adopting
+        if adopting:
+            argv, fresh_argv = resumed.argv, ()
         spec = resumed
         return {
             "session": row.id,
@@ -181,6 +188,7 @@ class Starter:
             "roots": list(self._owner.instance.roots),
             "lookup": {
                 "transcripts": list(spec.transcripts),
+                "required": adopting,
                 "uuids": [p.id for p in self._owner.model.unsettled_prompts()],
             },
         }
@@ -259,7 +267,17 @@ class Starter:
                 return
             step = Step()
             at = now_ms()
-            resumed = self._owner.model.conversation_begun
+            adopted = self._owner.model.adopting
+            resumed = self._owner.model.conversation_begun and not adopted
+            if adopted:
+                self._owner.model.notice(
+                    step,
+                    "adopted",
+                    "The agent goes on with a conversation that was begun outside of Holdover. What "
+                    "was said there it knows; this log begins here.",
+                    at,
+                    {"agent_session": self._owner.model.row.agent_session},
+                )
             self._owner.model.settle_prompts(step, found=found, searchable=searchable, at=at)
             if resumed and fresh:
                 self._owner.model.notice(

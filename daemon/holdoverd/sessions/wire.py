@@ -123,6 +123,7 @@ def session_view(
         "generation": row.generation,
         "release": row.release,
         "error": json.loads(row.error) if row.error else None,
+        "turn_cut": row.turn_cut,
         "created_at": row.created_at,
         "updated_at": row.updated_at,
         "ended_at": row.ended_at,
@@ -147,6 +148,7 @@ def levels_of(view: dict[str, Any]) -> tuple[Any, ...]:
                 "cost_usd",
                 "context",
                 "error",
+                "turn_cut",
                 "generation",
                 "ended_at",
             )

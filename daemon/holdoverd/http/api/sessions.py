@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from holdoverd.errors import BadRequest
+from holdoverd.errors import BadRequest, Forbidden
 from holdoverd.http import shapes
 from holdoverd.http.context import Context
 from holdoverd.http.wire import (
@@ -23,6 +23,23 @@ async def create(context: Context, request: Request) -> Response:
     spec = shapes.new_session(data)
     owner = shapes.owner(data) or shapes.owner(request.query)
     caller = await context.acting_for(request.caller, owner)
+    return raw_json(await context.sessions.create(caller, spec), 201)
+
+
+async def adopt(context: Context, request: Request) -> Response:
+    """Go on with a conversation that was begun outside of Holdover, in the account's own home."""
+    data = request.json()
+    spec = shapes.adoption(data)
+    owner = shapes.owner(data) or shapes.owner(request.query)
+    caller = await context.acting_for(request.caller, owner)
+    account = shapes.account(data)
+    if account not in (None, caller.account):
+        if not caller.admin:
+            raise Forbidden(
+                f"{caller.owner!r} is bound to the account {caller.account!r}; conversations of "
+                f"{account!r} are not its to go on with."
+            )
+        caller = replace(caller, account=str(account))
     return raw_json(await context.sessions.create(caller, spec), 201)
 
 
