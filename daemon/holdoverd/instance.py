@@ -10,6 +10,7 @@ import fcntl
 import os
 import re
 from pathlib import Path
+from uuid import UUID
 
 import trio
 
@@ -78,5 +79,12 @@ def _try_lock(fd: int, kind: int) -> bool:
 
 
 def boot_id() -> str:
-    """The kernel's name for this boot: processes recorded under another one are gone."""
+    """The name of this boot: processes recorded under another one are gone.
+
+    As the unit tells it: the daemon's own /proc (ProtectProc=) shows the kernel's, which outlives
+    the restart of a container.
+    """
+    told = os.environ.get("HOLDOVER_BOOT_ID")
+    if told:
+        return str(UUID(told))
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

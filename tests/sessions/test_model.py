@@ -244,6 +244,12 @@ def test_a_reboot_is_told_from_an_agents_death() -> None:
     talk.says(assistant("a"))
     talk.model.launch_over(Step(), None, 1, rebooted=True)
     assert talk.model.row.turn_cut == "reboot"
+    # Its end may have been written while the host went down, and is read in the next boot.
+    talk = Talk()
+    talk.begin()
+    talk.model.boot_id = "the next"
+    talk.says(assistant("a"), {"type": "holdover_end", "nonce": NONCE, "signal": 9})
+    assert talk.model.row.turn_cut == "reboot"
     # In order, the keeper is told to stop, and that can be stored before the host goes down.
     talk = Talk()
     talk.begin()
