@@ -139,3 +139,13 @@ def test_the_public_door_wants_a_token(host: Machine) -> None:
         admin.connect(str(host.path("/run/holdover/admin.sock")))
         admin.sendall(b"GET /v1/sessions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert admin.recv(12) == b"HTTP/1.1 200"
+
+
+def test_the_web_client_is_served(host: Machine) -> None:
+    ask = (
+        "import re, urllib.request as u; base = 'http://127.0.0.1:8780'; "
+        "page = u.urlopen(base + '/').read().decode(); "
+        "names = re.findall(r'/assets/[^\"]+', page); "
+        "print(len(names), {u.urlopen(base + name).status for name in names})"
+    )
+    assert host.run(["/usr/bin/python3", "-I", "-c", ask]).stdout == "3 {200}\n"

@@ -38,7 +38,7 @@ purify.addHook("afterSanitizeAttributes", (node) => {
   }
   node.setAttribute("target", "_blank");
   node.setAttribute("rel", "noopener noreferrer nofollow");
-  node.setAttribute("title", href);
+  node.setAttribute("title", visible(href));
 });
 
 function escape(text: string): string {
@@ -46,13 +46,21 @@ function escape(text: string): string {
 }
 
 function fragmentOf(text: string): DocumentFragment {
-  return purify.sanitize(marked.parse(visible(text)) as string, {
+  const fragment = purify.sanitize(marked.parse(text) as string, {
     ALLOWED_TAGS: TAGS,
     ALLOWED_ATTR: ["href", "start", "align"],
     ALLOW_DATA_ATTR: false,
     ALLOW_ARIA_ATTR: false,
     RETURN_DOM_FRAGMENT: true,
   });
+  // Only now, since `&#x202e;` has become the character that it names.
+  const texts = document.createTreeWalker(fragment, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) {
+    const node = texts.currentNode as Text;
+    const shown = visible(node.data);
+    if (shown !== node.data) node.data = shown;
+  }
+  return fragment;
 }
 
 /** `text` as Markdown, or as it is where it is too long or too deep to be read as such. */

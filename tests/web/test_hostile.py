@@ -1,0 +1,134 @@
+"""What agents quote from strangers is text and nothing else; and everybody can use the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.live.up import Up, wait_until
+from tests.needs import needs_browser, webclient
+from tests.web.conftest import picture
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+pytestmark = [needs_browser, pytest.mark.slow]
+
+NewPage = Callable[..., "Page"]
+
+HOSTILE = [
+    "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>",
+    "![tracker](https://tracker.example/pixel.png) ![](data:image/svg+xml,<svg onload=alert(1)>)",
+    "[click](javascript:window.hacked=1) [data](data:text/html,<script>1</script>) [local](/v1/tokens)",
+    "<svg><animate onbegin='window.hacked=1' attributeName=x></svg><math><mtext><style><img src=x>",
+    "<form action='https://evil.example'><input name=token><button>Log in</button></form>",
+    "<div id=app style='position:fixed;inset:0;background:red'>over everything</div>",
+    "<iframe srcdoc='<script>parent.hacked=1</script>'></iframe><base href='https://evil.example/'>",
+    "\x1b]0;title\x07\x1b[31mred\x1b[0m and \u202edesrever\u202c and \u2066isolated",
+    "[a]: https://evil.example 'x'\n\n[a] <https://evil.example> www.evil.example",
+    "```html\n<script>window.hacked = 1</script>\n```",
+    "> " * 5000 + "deep",
+    "- " * 5000 + "deep",
+    "[" * 20_000 + "](" * 20_000,
+    "*a_ " * 10_000,
+    "`" * 10_000 + "x" + "`" * 9_999,
+    "| a " * 3000 + "|\n" + "| - " * 3000 + "|\n",
+    "x" * 250_000,
+    "<a name=constructor id=__proto__ class='to-end'>clobber</a>",
+    "&#x202e; &lt;script&gt; \u0000",
+]
+
+
+def test_nothing_of_strangers_runs_loads_or_stalls(up: Up, new_page: NewPage) -> None:
+    said = []
+    for number, text in enumerate(HOSTILE):
+        content = [{"type": "text", "text": text}]
+        frame: dict[str, Any] = {
+            "type": "assistant",
+            "parent_tool_use_id": None,
+            "uuid": f"hostile-{number}",
+            "message": {"id": f"m{number}", "role": "assistant", "content": content},
+        }
+        said.append("raw " + json.dumps(frame))
+        tool = {"command": text[:2000], "file_path": text[:200]}
+        said.append("tool Bash " + json.dumps(tool))
+    session = up.new_session("\n".join(said), title="<b>\u202etitle")["id"]
+    up.wait_state(session, "idle")
+    up.prompt(session, "huge 1000000\nsay the end")
+    up.wait_state(session, "idle")
+    page = new_page()
+    elsewhere: list[str] = []
+    page.on("request", lambda r: elsewhere.append(r.url) if "//127.0.0.1:" not in r.url else None)
+    page.on("dialog", lambda dialog: elsewhere.append(dialog.message))
+    page.evaluate("id => { location.hash = `/session/${id}` }", session)
+    page.get_by_text("the end", exact=True).last.wait_for()
+    page.evaluate("document.querySelectorAll('.summary').forEach((header) => header.click())")
+    whole = page.get_by_role("button", name="Load all")
+    assert whole.count() == 2
+    whole.evaluate_all("buttons => buttons.forEach((button) => button.click())")
+    wait_until(lambda: whole.count() == 0, "the whole messages came")
+    assert page.evaluate("window.hacked") is None
+    assert page.evaluate("document.title") == "<b>\u202etitle · Holdover"
+    inside = page.evaluate(
+        """[...document.querySelectorAll('.view .row *')]
+          .filter((e) => e.matches('script,style,svg,img,iframe,form,input,base,object,embed,math,[onerror]')
+            || (e.closest('.md') && !e.matches('.md') && (e.id || e.className || e.getAttribute('style') || e.getAttribute('name'))))
+          .map((e) => e.outerHTML.slice(0, 200))"""
+    )
+    assert inside == []
+    links = page.evaluate("[...document.querySelectorAll('.view .md a[href]')].map((a) => a.href)")
+    assert links
+    assert all(link.startswith(("http://", "https://")) for link in links)
+    assert not [link for link in links if "/v1/" in link]
+    assert elsewhere == []
+    text = page.locator(".view").inner_text()
+    assert "\\u202edesrever" in text
+    assert "\u202e" not in text
+    assert "\x1b" not in text
+    # The page still answers.
+    page.get_by_role("button", name="Details").click()
+    page.get_by_label("Title").wait_for(timeout=2000)
+
+
+AXE = webclient.SOURCE / webclient.CLIENT / "node_modules/axe-core/axe.min.js"
+
+
+@pytest.mark.skipif(not AXE.is_file(), reason="needs axe-core, which comes with the client's build")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1600])
+def test_axe_finds_no_serious_fault(up: Up, new_page: NewPage, scheme: str, width: int) -> None:
+    session = up.new_session(
+        "think hm\nsay # Title\nsay A [link](https://example.org), `code`, **bold**.\n"
+        'tool Bash {"command": "ls"}\ntool Edit {"file_path": "/a", "old_string": "1", "new_string": "2"}'
+    )["id"]
+    up.wait_state(session, "idle")
+    up.prompt(session, "ask 1")
+    up.wait_state(session, "waiting")
+    page = new_page(color_scheme=scheme, viewport={"width": width, "height": 900})
+    faults = {}
+
+    def look(name: str) -> None:
+        picture(page, f"{name}-{scheme}-{width}")
+        page.evaluate(Path(AXE).read_text() + "; undefined")
+        found = page.evaluate("axe.run().then((result) => result.violations)")
+        for fault in found:
+            if fault["impact"] in ("serious", "critical"):
+                faults[f"{name}: {fault['id']}"] = [n["html"][:200] for n in fault["nodes"]]
+
+    page.locator(".sessions a").first.wait_for()
+    look("sessions")
+    page.evaluate("location.hash = '/new'")
+    page.get_by_role("heading", name="New session").wait_for()
+    look("new")
+    page.evaluate("id => { location.hash = `/session/${id}` }", session)
+    page.locator(".asking").wait_for()
+    page.evaluate("document.querySelectorAll('.summary').forEach((header) => header.click())")
+    look("session")
+    page.get_by_role("button", name="Details").click()
+    look("details")
+    up.call("DELETE", f"/v1/sessions/{session}")
+    assert faults == {}
