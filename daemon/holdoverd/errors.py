@@ -27,6 +27,7 @@
     │   └── LockHeld             somebody holds the session's lock: an agent, keeper or rival lives
     ├── KeeperError              the keeper spoke against its protocol, or is not there
     │   └── StaleEpoch           the keeper has heard a newer owner
+    ├── SkillError               a skill, source or plugin cannot be had; `code` is the helper's own
     ├── HandoverError            another instance spoke against the protocol, or is gone
     └── SettingsError            the configuration has a mistake; names file, line and key
 
@@ -176,6 +177,20 @@ class KeeperError(HoldoverError):
 
 class StaleEpoch(KeeperError):
     """The keeper has heard a newer owner; whoever sent this greeting no longer owns the session."""
+
+
+class SkillError(HoldoverError):
+    """What was asked of skills cannot be done; nothing was changed.
+
+    `code` is one of keeper/PROTOCOL.md, Skills; `details` go with it over the wire.
+    """
+
+    def __init__(
+        self, message: str, *, code: str = "failed", details: Mapping[str, object] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.details = dict(details or {})
 
 
 class HandoverError(HoldoverError):

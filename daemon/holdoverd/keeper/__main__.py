@@ -21,8 +21,17 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from holdoverd.errors import LaunchError
-from holdoverd.keeper import account, chain, credentials, folders, launch, spool, transcripts
+from holdoverd.errors import HoldoverError, LaunchError
+from holdoverd.keeper import (
+    account,
+    chain,
+    credentials,
+    folders,
+    launch,
+    skills_request,
+    spool,
+    transcripts,
+)
 from holdoverd.keeper.keeper import Keeper
 from holdoverd.keeper.log import open_log
 
@@ -56,8 +65,11 @@ def main(arguments: list[str] | None = None) -> int:
         os.setsid()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     connection = _take_connection()
-    if _is_to_carry(connection):
+    if _begins_with(connection, launch.CARRY_HEADER):
         _carry(connection, options, open_log("holdover-carrier"))
+        return 0
+    if _begins_with(connection, skills_request.WORD):
+        _answer_about_skills(connection, options, open_log("holdover-skills"))
         return 0
     keeper = _launch(connection, options, open_log("holdover-keeper"))
     if keeper is not None:
@@ -83,21 +95,6 @@ def _take_connection() -> socket.socket:
     return connection
 
 
-def _is_to_carry(connection: socket.socket) -> bool:
-    """Whether the request is to carry a file. Only looked at; no descriptor is taken."""
-    connection.settimeout(REQUEST_WITHIN_S)
-    deadline = time.monotonic() + REQUEST_WITHIN_S
-    seen = b""
-    with contextlib.suppress(OSError):
-        while time.monotonic() < deadline:
-            begun, seen = seen, connection.recv(len(launch.CARRY_HEADER), socket.MSG_PEEK)
-            if not seen or not launch.CARRY_HEADER.startswith(seen) or seen == launch.CARRY_HEADER:
-                break
-            if seen == begun:
-                time.sleep(0.01)  # the header came in pieces
-    return seen == launch.CARRY_HEADER
-
-
 def _carry(connection: socket.socket, options: _Options, log: Callable[[str], None]) -> None:
     with connection:
         try:
@@ -110,6 +107,54 @@ def _carry(connection: socket.socket, options: _Options, log: Callable[[str], No
         from holdoverd.keeper import carry
 
         carry.serve(connection, log)
+
+
+def _begins_with(connection: socket.socket, word: bytes) -> bool:
+    """Whether the request is another one than a launch. Only looked at; no descriptor is taken."""
+    connection.settimeout(REQUEST_WITHIN_S)
+    deadline = time.monotonic() + REQUEST_WITHIN_S
+    seen = b""
+    with contextlib.suppress(OSError):
+        while time.monotonic() < deadline:
+            begun, seen = seen, connection.recv(len(word), socket.MSG_PEEK)
+            if not seen or not word.startswith(seen) or seen == word:
+                break
+            if seen == begun:
+                time.sleep(0.01)  # it came in pieces
+    return seen == word
+
+
+def _answer_about_skills(
+    connection: socket.socket, options: _Options, log: Callable[[str], None]
+) -> None:
+    try:
+        _check_sender(connection, options.daemon_uid)
+        request = skills_request.receive(connection, REQUEST_WITHIN_S)
+    except LaunchError as error:
+        log(str(error))
+        _answer(connection, launch.answer_refused(error), log, linger_s=LINGER_S)
+        return
+    # Imported here: a keeper lives for weeks and needs none of it.
+    from holdoverd.skills import helper
+
+    entry = account.passwd_entry()
+    home = os.environ.get("HOME") or entry.pw_dir
+    env = account.agent_environment(os.environ, entry, {})
+    answer = skills_request.encode_answer(helper.answer(request, home, env))
+    _answer(connection, answer, log, linger_s=0)
+
+
+def _settle_skills(log: Callable[[str], None]) -> None:
+    """No agent starts between the old skills and the new: what a killed helper left is finished."""
+    home = os.environ.get("HOME") or account.passwd_entry().pw_dir
+    if not os.path.lexists(f"{home}/{skills_request.JOURNAL}"):
+        return
+    from holdoverd.skills import changes
+
+    try:
+        changes.recover(home)
+    except (OSError, HoldoverError) as error:
+        log(f"a change of skills that was cut off cannot be finished ({error}), going on")
 
 
 def _launch(
@@ -138,6 +183,7 @@ def _launch(
                 f"{', '.join(request.transcripts)}; check the id, and whose it is",
                 code="no_conversation",
             )
+        _settle_skills(log)
         fresh = bool(request.fresh_argv) and not transcripts.exists(request.transcripts, home)
         argv = request.fresh_argv if fresh else request.argv
         found: list[str] = []
