@@ -31,6 +31,8 @@ COMMANDS = {  # {name: (module, one line of help)}
         "Say where the bytes of files are, and try whether that is any good.",
     ),
     "job": ("holdover.commands.job", "Have files processed by programs beside the daemon."),
+    "skill": ("holdover.commands.skill", "See, add, version and undo what agents know."),
+    "marketplace": ("holdover.commands.skill", "Say where plugins come from."),
     "token": ("holdover.commands.token", "Make, list and revoke tokens."),
     "account": ("holdover.commands.account", "Say as which Unix users agents may run here."),
     "status": ("holdover.commands.status", "What runs, and how many sessions in which state."),

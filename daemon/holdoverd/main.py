@@ -54,6 +54,7 @@ from holdoverd.sessions.means import Instance
 from holdoverd.sessions.service import Limits, Sessions, host_name
 from holdoverd.sessions.spool import SpoolWatch
 from holdoverd.settings import Settings, load_default
+from holdoverd.skills.service import Skills
 from holdoverd.storage.client import Store
 from holdoverd.storage.credentials import load_credentials
 
@@ -183,6 +184,13 @@ async def run(
                 host=host_name(),
                 serving=lambda: duty.role.state == "serving",
             )
+            skills = Skills(
+                catalogue=catalogue,
+                settings=settings,
+                agents=paths.agents,
+                nursery=nursery,
+                reload=routed.reload_skills,
+            )
             context = Context(
                 catalogue=catalogue,
                 sessions=routed,
@@ -200,6 +208,7 @@ async def run(
                 files=files,
                 jobs=jobs,
                 carrier=carrier,
+                skills=skills,
             )
             doors = Server(App(context), max_connections=settings.server.max_connections)
             duty.meet(siblings, routed, doors)

@@ -119,6 +119,11 @@ def set_permission_mode(request_id: str, mode: str) -> str:
     )
 
 
+def reload_skills(request_id: str) -> str:
+    """Look at the skills' folders again; the agent itself does so when it starts."""
+    return _control_request(request_id, {"subtype": "reload_skills"})
+
+
 def cancel_async_message(request_id: str, prompt_id: str) -> str:
     """Withdraw a queued prompt; the answer tells whether that was still possible."""
     return _control_request(

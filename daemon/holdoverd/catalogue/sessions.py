@@ -213,6 +213,20 @@ def with_conversation(cx: Connection, agent_session: str) -> str | None:
     return found
 
 
+def live_of_account(cx: Connection, account: str) -> list[str]:
+    """The sessions that an agent of `account` runs for."""
+    table, launches = schema.sessions, schema.launches
+    running = (
+        select(launches.c.id)
+        .where(launches.c.session == table.c.id, launches.c.state == "live")
+        .exists()
+    )
+    query = select(table.c.id).where(
+        table.c.account == account, table.c.ended_at.is_(None), running
+    )
+    return list(cx.execute(query.order_by(table.c.id)).scalars())
+
+
 def launches_not_ended(cx: Connection) -> list[str]:
     """Launches that are not read to their end, of every session; their files are still wanted."""
     table = schema.launches

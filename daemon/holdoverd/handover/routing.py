@@ -41,7 +41,17 @@ RETRY_S = 0.05
 
 # What may be asked of an owner by a sibling, on behalf of a caller who was authenticated there.
 CALLS = frozenset(
-    {"create", "patch", "end", "prompt", "cancel_prompt", "answer", "interrupt", "resume"}
+    {
+        "create",
+        "patch",
+        "end",
+        "prompt",
+        "cancel_prompt",
+        "answer",
+        "interrupt",
+        "resume",
+        "reload_skills",
+    }
 )
 
 _BY_CODE: dict[str, type[RequestError]] = {
@@ -123,6 +133,9 @@ class RoutedSessions:
 
     async def resume(self, caller: Caller, session: str) -> dict[str, Any]:
         return dict(await self._ask("resume", caller, session, {}))
+
+    async def reload_skills(self, caller: Caller, session: str) -> None:
+        await self._ask("reload_skills", caller, session, {})
 
     # -- watching ---------------------------------------------------------------------------------
 

@@ -10,7 +10,18 @@ from dataclasses import dataclass, replace
 from holdoverd.callers import Caller
 from holdoverd.errors import MethodNotAllowed, NotFound, Unauthorized
 from holdoverd.http import stream
-from holdoverd.http.api import admin, files, general, jobs, links, sessions, storage, tokens, web
+from holdoverd.http.api import (
+    admin,
+    files,
+    general,
+    jobs,
+    links,
+    sessions,
+    skills,
+    storage,
+    tokens,
+    web,
+)
 from holdoverd.http.context import Context
 from holdoverd.http.once import Once, Renew
 from holdoverd.http.wire import (
@@ -21,6 +32,7 @@ from holdoverd.http.wire import (
     OPEN,
     READ,
     SESSIONS,
+    SKILLS,
     Credential,
     Head,
     Request,
@@ -117,6 +129,16 @@ ROUTES: tuple[Route, ...] = (
     Route("GET",    "/v1/jobs/{id}/log",                   READ,     jobs.log),
     Route("POST",   "/v1/jobs/{id}/retry",                 JOBS,     jobs.retry),
     Route("DELETE", "/v1/jobs/{id}",                       JOBS,     jobs.cancel),
+    Route("GET",    "/v1/skills",                          READ,     skills.list_all),
+    Route("POST",   "/v1/skills",                          SKILLS,   skills.add),
+    Route("POST",   "/v1/skills/batch",                    SKILLS,   skills.batch),
+    Route("DELETE", "/v1/skills/{name}",                   SKILLS,   skills.remove),
+    Route("GET",    "/v1/skills/{name}/diff",              READ,     skills.diff),
+    Route("POST",   "/v1/skills/{name}/{op}",              SKILLS,   skills.change),
+    Route("GET",    "/v1/marketplaces",                    READ,     skills.marketplaces),
+    Route("POST",   "/v1/marketplaces",                    SKILLS,   skills.add_marketplace),
+    Route("GET",    "/v1/marketplaces/{name}",             READ,     skills.browse),
+    Route("DELETE", "/v1/marketplaces/{name}",             SKILLS,   skills.remove_marketplace),
 )
 # fmt: on
 

@@ -124,6 +124,20 @@ class JobService(Protocol):
     async def retry(self, caller: Caller, job_id: str) -> Json: ...
 
 
+class SkillService(Protocol):
+    """What skills offer to the doors. Each raises RequestErrors; answers are as contract.md has them."""
+
+    async def list_skills(self, caller: Caller, place: Json) -> Json: ...
+    async def diff(self, caller: Caller, name: str, to: str | None, place: Json) -> Json: ...
+    async def change(self, caller: Caller, op: str, request: Json) -> Json: ...
+    async def marketplaces(self, caller: Caller) -> Json: ...
+    async def add_marketplace(self, caller: Caller, source: str) -> Json: ...
+    async def remove_marketplace(self, caller: Caller, name: str) -> None: ...
+    async def browse(
+        self, caller: Caller, name: str, q: str | None, *, refresh: bool, limit: int, start: int
+    ) -> Json: ...
+
+
 class Router(Protocol):
     """The other instances of this host, and what they are told."""
 
@@ -165,6 +179,7 @@ class Context:
     files: FileServices | None = None
     carrier: Carrier | None = None
     jobs: JobService | None = None
+    skills: SkillService | None = None
     streams: LiveStreams = field(default_factory=LiveStreams)
     login_failures: LoginFailures = field(default_factory=LoginFailures)
     counts: Counts = field(default_factory=Counts)

@@ -34,8 +34,9 @@ READ = "read"
 SESSIONS = "sessions"
 FILES = "files"
 JOBS = "jobs"
+SKILLS = "skills"
 ADMIN = "admin"
-SCOPES = frozenset({READ, SESSIONS, FILES, JOBS, "skills", ADMIN})
+SCOPES = frozenset({READ, SESSIONS, FILES, JOBS, SKILLS, ADMIN})
 
 # --- requests --------------------------------------------------------------------------------
 

@@ -78,6 +78,8 @@ class OwnedSession:
         self.following: Following | None = None
         self._outbox = outbox
         self._stopping = False
+        # Its skills were changed during a turn: the agent is told once that is over.
+        self._reload_due = False
         self._stuck: CatalogueError | None = None
         """Why what the agent said cannot be stored just now."""
         self.hub = Hub(
@@ -284,9 +286,37 @@ class OwnedSession:
                 self._levels = levels
                 frame = dumps({"type": "session", "session": self._view})
         self.hub.publish(step.events, frame, self._grown_frame)
+        if self._reload_due and self.model.row.state == "idle":
+            self._reload_due = False
+            self.spawn(self._reload_after_turn)
         if self.model.row.ended_at is not None and self.model.launch is None:
             self.hub.ended = True
             self.hub.settled()
+
+    async def reload_skills(self) -> None:
+        """Have the agent look at its skills again: at once where it is idle, else after its turn.
+
+        One that is not told, because this instance dies first, does so when it is next started.
+        """
+        if not self.takes_commands:
+            return
+        if self.model.row.state != "idle":
+            self._reload_due = True
+            return
+        self._reload_due = False
+        line = host_frames.reload_skills(new_id("holdover"))
+
+        def change(step: Step) -> None:
+            if self.takes_commands:
+                self.model.control(step, line)
+
+        await self.act(change)
+
+    async def _reload_after_turn(self) -> None:
+        try:
+            await self.reload_skills()
+        except RequestError as error:
+            log.warning("not told of changed skills: %s", error, extra={"session": self.id})
 
     def _grown_frame(self) -> str:
         """The ``session`` frame for viewers who do not see every thread that grew."""

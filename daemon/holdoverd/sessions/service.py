@@ -803,6 +803,13 @@ class Sessions:
         await owned.act(change)
         return {}
 
+    async def reload_skills(self, caller: Caller, session: str) -> None:
+        """Have its agent look at its skills again; one that knows no such request is left alone."""
+        owned = await self._own(caller, session, write=False)
+        settings = self._in.agents(owned.model.row.agent)
+        if settings is not None and settings.preset == "claude":
+            await owned.reload_skills()
+
     async def resume(self, caller: Caller, session: str) -> dict[str, Any]:
         """See to it that an agent runs."""
         owned = await self._own(caller, session, write=True)
