@@ -1,8 +1,14 @@
 """Files as jobs see them: rows of the catalogue, bytes of the installation's storage."""
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from typing import TypeVar
+from urllib.parse import urlsplit
 
+import trio
 from sqlalchemy import Connection
 
 from holdoverd.catalogue import files as files_table
@@ -10,13 +16,39 @@ from holdoverd.catalogue.files import FileRow
 from holdoverd.errors import StorageRefused, StorageUnavailable
 from holdoverd.ids import new_id
 from holdoverd.jobs.objects import InputFile, ResultFile
+from holdoverd.settings import StorageSettings
 from holdoverd.storage.client import INERT_TYPE, Store, StoredPart
+from holdoverd.storage.credentials import Credentials
+from holdoverd.storage.signing import Signer
 
-PIECE_BYTES = 1 << 20
+T = TypeVar("T")
+
+PIECE_BYTES = 256 << 10
+READ_TIMEOUT_S = 60
+# It is used at once; a clock that is a little behind must not make it void.
+URL_S = 900
 PART_BYTES = 8 << 20
 GROW_EVERY = 1000
 """Parts of an upload are at most 10,000 and each of them is in memory once: begin small, and let
 them grow as the result does. 10,000 parts come to far more than any storage takes."""
+
+
+async def _in_thread(endpoint: str, fn: Callable[[], T]) -> T:
+    """`fn` in a thread that a cancelled attempt does not wait for; its errors are storage's."""
+    try:
+        return await trio.to_thread.run_sync(fn, abandon_on_cancel=True)
+    except (OSError, HTTPException) as error:
+        raise StorageUnavailable(
+            f"Storage ({endpoint}) cannot be read: {type(error).__name__}. See that it runs "
+            "(`holdover storage status`)."
+        ) from error
+
+
+def _refusal(endpoint: str, status: int) -> StorageUnavailable | StorageRefused:
+    if status >= 500:
+        return StorageUnavailable(f"Storage ({endpoint}) answered with status {status}.")
+    reason = "NoSuchKey" if status == 404 else str(status)
+    return StorageRefused(f"Storage ({endpoint}) answered with status {status}.", reason)
 
 
 class StoredFiles:
@@ -56,10 +88,23 @@ class StoredFiles:
 
 
 class StoredObjects:
-    """The `Objects` of an installation; without storage every call says so."""
+    """The `Objects` of an installation; without storage every call says so.
 
-    def __init__(self, store: Store | None) -> None:
-        self._opened = store
+    Reading is a plain HTTP request by a URL signed here, since it is what every job does: boto3
+    would take 25 MiB of each worker. It is there for results, which few jobs store.
+    """
+
+    def __init__(self, settings: StorageSettings, credentials: Credentials | None) -> None:
+        self._opened = Store.open(settings, credentials)
+        self._signer: Signer | None = None
+        if self._opened is not None and credentials is not None:
+            self._signer = Signer(
+                settings.endpoint,
+                settings.region,
+                settings.bucket,
+                settings.addressing,
+                credentials,
+            )
 
     @property
     def _store(self) -> Store:
@@ -68,9 +113,31 @@ class StoredObjects:
         return self._opened
 
     async def read(self, key: str, offset: int) -> AsyncGenerator[bytes, None]:
-        async with await self._store.get_stream(key, offset) as stream:
-            while piece := await stream.receive_some(PIECE_BYTES):
+        endpoint = self._store.endpoint
+        assert self._signer is not None, "there is a store"
+        url = self._signer.url("GET", key, now_s=time.time(), expires_s=URL_S)
+        parts = urlsplit(url)
+        kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+        connection = kind(str(parts.hostname), parts.port, timeout=READ_TIMEOUT_S)
+
+        def ask() -> HTTPResponse:
+            ranged = {"Range": f"bytes={offset}-"} if offset else {}
+            connection.request("GET", f"{parts.path}?{parts.query}", headers=ranged)
+            return connection.getresponse()
+
+        try:
+            answer = await _in_thread(endpoint, ask)
+            if answer.status not in (200, 206) or (offset and answer.status != 206):
+                raise _refusal(endpoint, answer.status)
+            left = int(answer.headers["Content-Length"])
+            while left:
+                piece = await _in_thread(endpoint, partial(answer.read, PIECE_BYTES))
+                if not piece:
+                    raise StorageUnavailable(f"Storage ({endpoint}) broke off in mid-file.")
+                left -= len(piece)
                 yield piece
+        finally:
+            connection.close()
 
     async def write(self, key: str, pieces: AsyncIterator[bytes]) -> None:
         upload = await self._store.create_multipart(key)

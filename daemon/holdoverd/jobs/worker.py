@@ -147,10 +147,9 @@ def open_storage(settings: Settings, env: Mapping[str, str]) -> tuple[FileTable,
     """Raises SettingsError for keys that cannot be read."""
     # Not above: whoever brings other files needs none of this.
     from holdoverd.jobs.stored import StoredFiles, StoredObjects
-    from holdoverd.storage.client import Store
     from holdoverd.storage.credentials import load_credentials
 
-    return StoredFiles(), StoredObjects(Store.open(settings.storage, load_credentials(env)))
+    return StoredFiles(), StoredObjects(settings.storage, load_credentials(env))
 
 
 async def work(
