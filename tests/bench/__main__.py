@@ -12,7 +12,15 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from tests.bench import file_transfer, files, spool_to_viewer, start_of_daemon, start_of_help
+from tests.bench import (
+    file_transfer,
+    files,
+    job_queue,
+    job_stream,
+    spool_to_viewer,
+    start_of_daemon,
+    start_of_help,
+)
 from tests.bench.rows import Row
 
 MEASUREMENTS = {
@@ -21,6 +29,8 @@ MEASUREMENTS = {
     "start_of_daemon": start_of_daemon,
     "start_of_help": start_of_help,
     "files": files,
+    "job_queue": job_queue,
+    "job_stream": job_stream,
 }
 HERE = Path(__file__).parent
 LIBRARIES = ("trio", "trio-websocket", "wsproto", "msgspec", "SQLAlchemy", "click")
