@@ -233,10 +233,20 @@ class _Running:
                     os.kill(pid, signal.SIGCONT)
 
     def close(self) -> None:
-        for pid in _tree(self._process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        # Stopped first: nobody starts another for one that has just been killed.
+        with self.stopped():
+            pids = _tree(self._process.pid)
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         self._process.wait(STOP_TIMEOUT_S)
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while any(
+            (stat := _stat(Path(f"/proc/{pid}/stat"))) and stat[0] not in "ZX" for pid in pids
+        ):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"of the workload's processes {pids} some do not die")
+            time.sleep(0.01)
         self._selector.close()
         assert self._process.stdout is not None
         self._process.stdout.close()

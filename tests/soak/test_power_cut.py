@@ -11,6 +11,7 @@ import pytest
 
 from tests.needs import needs_root
 from tests.soak.catalogue_workload import CatalogueWorkload
+from tests.soak.daemon_workload import DaemonWorkload
 from tests.soak.power import Report, cut_power
 
 pytestmark = [pytest.mark.soak, needs_root]
@@ -32,6 +33,14 @@ def test_what_the_catalogue_acknowledged_survives_every_power_cut() -> None:
     # The cuts fell where they hurt: unsynced spools really lost bytes that messages had come from.
     assert report.figures["messages"] > POINTS
     assert report.figures["spools_shorter_than_offset"] > 0
+
+
+def test_what_a_whole_daemon_showed_and_accepted_survives_every_power_cut() -> None:
+    report = cut_power(DaemonWorkload(), points=POINTS)
+    told("daemon", report)
+    assert report.points == POINTS
+    assert report.figures["messages"] > POINTS
+    assert report.figures["resumed"] > POINTS // 2
 
 
 def test_a_catalogue_that_does_not_sync_is_found_out() -> None:
