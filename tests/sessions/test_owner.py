@@ -18,6 +18,8 @@ from tests.sessions.house import (
     CLOSES_STDIN,
     DEAF,
     STAYS,
+    WAIT_S,
+    House,
     a_house,
     a_prompt,
     wait_until,
@@ -40,6 +42,14 @@ def has_open_stdin(keeper: int) -> bool:
         for agent in Path(f"/proc/{init}/task/{init}/children").read_text().split()
     ]
     return not agents or any(Path(f"/proc/{agent}/fd/0").is_symlink() for agent in agents)
+
+
+async def nothing_stored(house: House, session: str) -> bool:
+    try:
+        await house.view(session)
+    except NotFound:
+        return True
+    return False
 
 
 @pytest.fixture
@@ -83,8 +93,12 @@ async def test_an_agent_that_has_closed_its_stdin_is_ended_when_it_is_to_be_told
         for _ in range(2):  # what breaks the pipe may be acknowledged, what follows is not
             await house.sessions.prompt(ADMIN, session, a_prompt())
         await wait_until(lambda: owned.model.launch is None, "the agent was ended")
-        messages = json.loads(await house.sessions.log(ADMIN, session, 0, 100))["messages"]
-        notices = [m["body"]["code"] for m in messages if m["kind"] == "notice"]
+        notices: list[str] = []
+        with trio.fail_after(WAIT_S):
+            while not notices:  # the model is ahead of what is stored
+                await trio.sleep(0.02)
+                log = json.loads(await house.sessions.log(ADMIN, session, 0, 100))
+                notices = [m["body"]["code"] for m in log["messages"] if m["kind"] == "notice"]
         await wait_until(lambda: not owned.live or owned.model.launch, "what follows was settled")
         assert notices[0] == "agent_exited"
 
@@ -96,9 +110,10 @@ async def test_a_session_that_was_answered_stays_whatever_becomes_of_its_keeper(
         house.answering = False
         made = await house.new("precious")
         owned = await house.owned(made["id"])
-        await wait_until(lambda: owned.model.row.error is not None, "it has given up")
-        view = await house.view(made["id"])
-        assert view["state"] == "failed"
+        # What is stored, and not the model, which is ahead of it by a commit.
+        with trio.fail_after(WAIT_S):
+            while (view := await house.view(made["id"]))["state"] != "failed":
+                await trio.sleep(0.02)
         assert view["queued"] == made["queued"]
         house.answering = True
         await house.sessions.resume(ADMIN, made["id"])
@@ -125,8 +140,11 @@ async def test_a_purge_is_done_once_the_agent_is_gone_also_while_it_starts(
                     await house.new()
 
             nursery.start_soon(make)
-            await wait_until(lambda: house.sessions._owned, "the session is on record")
+            await wait_until(lambda: house.sessions._owned, "the session has an owner")
             (session,) = house.sessions._owned
+            with trio.fail_after(WAIT_S):
+                while await nothing_stored(house, session):
+                    await trio.sleep(0.02)
             await house.sessions.end(ADMIN, session, True)
             gate.set()
         with trio.fail_after(60):
