@@ -83,7 +83,7 @@ class Postgres:
 
     def empty(self, name: str) -> None:
         """A catalogue as it was when it had just been migrated."""
-        tables = [table.name for table in reversed(schema.metadata.sorted_tables)]
+        tables = ["searched", *(table.name for table in reversed(schema.metadata.sorted_tables))]
         statements = [f"DELETE FROM {table}" for table in tables if table != "meta"]
         kept = f"DELETE FROM meta WHERE key <> '{OLDEST_USABLE}'"
         self.sql(name, *statements, kept)

@@ -8,6 +8,7 @@
         sweeper     takes out of storage what no file wants, in one instance at a time
         jobs        asks for workers, takes jobs from dead ones, tells sessions of ends
         duty        what this instance is there for: to wait, to serve, to hand over and go
+        fill        indexes for the search what was not as it was stored
         heartbeat   WATCHDOG=1 and STATUS=
         then: READY=1, and wait for a stop request, or until nothing is left to do
 
@@ -49,6 +50,7 @@ from holdoverd.jobs.stored import StoredFiles
 from holdoverd.metrics import gather
 from holdoverd.metrics.counts import Counts
 from holdoverd.metrics.table import Samples
+from holdoverd.search import fill
 from holdoverd.sessions.launcher import Paths
 from holdoverd.sessions.means import Instance
 from holdoverd.sessions.service import Limits, Sessions, host_name
@@ -229,6 +231,7 @@ async def run(
             await nursery.start(duty.run)
             await nursery.start(jobs.run)
             await nursery.start(record, catalogue, duty, generation)
+            nursery.start_soon(fill.run, catalogue, lambda: duty.role.state == "serving")
             nursery.start_soon(heartbeat, sessions, doors, duty, counts)
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                 # What has been imported stays: walking it again and again in full collections

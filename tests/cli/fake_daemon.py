@@ -42,6 +42,7 @@ class FakeDaemon:
         self.requests: list[tuple[str, str, Any]] = []  # (method, path, body), in order
         self.prompts: dict[str, Frame] = {}  # {id: answer}
         self.tokens: list[Frame] = []
+        self.hits: list[Frame] = []  # what a search finds
         self.break_after: list[int] = []
         self.close_code: int | None = None
         self.live = False  # say replies word by word to whoever listens, instead of all at once
@@ -240,6 +241,8 @@ class _Handler(BaseHTTPRequestHandler):
             case ("DELETE", "v1", "sessions", one):
                 daemon.details[one]["state"] = "ended"
                 self._send(204, None)
+            case ("GET", "v1", "search"):
+                self._send(200, {"items": daemon.hits, "next": None})
             case ("POST", "v1", "sessions", one, "prompts"):
                 daemon.session(one)
                 self._send(*daemon.prompt(one, body))

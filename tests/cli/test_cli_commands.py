@@ -5,6 +5,7 @@ import os
 import socket
 import stat
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
@@ -95,6 +96,34 @@ def test_ls_of_nothing_names_the_next_step(daemon: FakeDaemon, holdover: Holdove
     ran = holdover("session", "ls")
     assert ran.out == ""
     assert "session new" in ran.err
+
+
+def test_search_asks_for_words_and_phrases_and_shows_where_they_are(
+    daemon: FakeDaemon, holdover: Holdover
+) -> None:
+    daemon.add_session(ONE)
+    hit = {
+        "session": ONE,
+        "seq": 7,
+        "thread": "main",
+        "page": 0,
+        "at": 0,
+        "snippet": "a \x1b[31m b",
+    }
+    daemon.hits = [hit, {**hit, "seq": 6}]
+    ran = holdover("session", "search", "reset", "by peer", '"as is" x', "--session", "s_aa")
+    shown = ran.out.splitlines()
+    assert shown[0].split() == ["SESSION", "SEQ", "SAID", "TEXT"]
+    assert shown[1].startswith(f"{ONE}  7")
+    assert shown[1].endswith("a \\x1b[31m b")
+    asked = dict(parse_qsl(urlsplit(daemon.requests[-1][1]).query))
+    assert asked == {"q": 'reset "by peer" "as is" x', "session": ONE, "limit": "21"}
+    objects = holdover("session", "search", "x", "--json").out.splitlines()
+    assert [json.loads(line)["seq"] for line in objects] == [7, 6]
+    assert "more than 1" in holdover("session", "search", "x", "--limit", "1").err
+    daemon.hits = []
+    ran = holdover("session", "search", "x")
+    assert (ran.code, ran.out, ran.err) == (0, "", "Nothing found.\n")
 
 
 def test_unique_beginning_of_an_id_is_enough(daemon: FakeDaemon, holdover: Holdover) -> None:

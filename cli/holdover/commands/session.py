@@ -391,6 +391,42 @@ def log(
                 click.echo(transcript.render(Stored(message)), nl=False)
 
 
+@session.command(epilog="Example: holdover session search 'connection reset' --session s_k3")
+@click.option("--session", "within", metavar="ID", help="Only in this session. Default: in all.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True)
+@json_option
+@click.argument("words", nargs=-1, required=True)
+@click.pass_context
+def search(
+    ctx: click.Context, within: str | None, limit: int, as_json: bool, words: tuple[str, ...]
+) -> None:
+    """Search everything that was said, the latest first.
+
+    Finds messages that hold all WORDS, in whatever case and order. A WORDS argument of several
+    words is looked for as it stands; one that ends in * finds words that begin so.
+    """
+    client = client_of(ctx)
+    query = " ".join(
+        f'"{each}"' if len(each.split()) > 1 and '"' not in each else each for each in words
+    )
+    session_id = None if within is None else resolve_session(client, within)
+    hits = client.items("/v1/search", limit=limit + 1, q=query, session=session_id)
+    rows = []
+    for count, hit in enumerate(hits):
+        if count == limit:
+            click.echo(f"There are more than {limit}; --limit shows them.", err=True)
+            break
+        if as_json:
+            print_json(hit)
+        rows.append(
+            [hit["session"], str(hit["seq"]), moment(hit["at"]), one_line(hit["snippet"], 260)]
+        )
+    if rows and not as_json:
+        click.echo(table(["SESSION", "SEQ", "SAID", "TEXT"], rows))
+    elif not as_json:
+        click.echo("Nothing found.", err=True)
+
+
 @session.command()
 @click.option("--purge", is_flag=True, help="Delete its messages too. This cannot be undone.")
 @click.option("--yes", is_flag=True, help="Do not ask before --purge.")

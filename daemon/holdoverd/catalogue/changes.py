@@ -19,7 +19,7 @@ from sqlalchemy import (
     update,
 )
 
-from holdoverd.catalogue import schema
+from holdoverd.catalogue import schema, searched
 from holdoverd.catalogue.jobs import mark_told
 from holdoverd.catalogue.messages import insert_messages
 from holdoverd.catalogue.records import Change, SessionRow
@@ -82,6 +82,7 @@ def apply_change(cx: Connection, session_id: str, owner_epoch: int, change: Chan
         )
     if change.messages:
         insert_messages(cx, session_id, change.messages)
+        searched.add(cx, session_id, change.messages)
         _advance_threads(cx, session_id, change)
     if change.permissions:
         _UPSERT_PERMISSION.change_many(
@@ -147,6 +148,8 @@ def purge_slice(cx: Connection, session_id: str, size: int = 2000) -> bool:
     state = cx.execute(select(sessions.c.state).where(sessions.c.id == session_id)).scalar()
     if state != schema.PURGED:
         return True
+    if not searched.remove_slice(cx, session_id):
+        return False
     # Outbox rows may point at messages, so they go first.
     cx.execute(delete(schema.outbox).where(schema.outbox.c.session == session_id))
     last = cx.execute(

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 
 # The schema this release reads and writes: the revision of its last migration.
-VERSION = 6
+VERSION = 7
 
 # Named constraints, or a later migration could not drop one by the same name on both databases.
 metadata = MetaData(
@@ -105,6 +105,8 @@ sessions = Table(
     Column("updated_at", BigInteger, nullable=False),
     Column("ended_at", BigInteger),
     Column("turn_cut", Text),  # "agent" or "reboot" while a turn waits to be gone on with
+    # Up to where its messages are indexed; see searched.py.
+    Column("searched_seq", BigInteger, nullable=False, server_default="0"),
     Index("ix_sessions_updated_at_id", "updated_at", "id"),
     Index("ix_sessions_host_generation", "host", "generation"),
 )

@@ -61,6 +61,14 @@ class Statement:
             cursor.execute(text, row if bind is None else bind(row))
             return cursor.fetchone() is not None
 
+    def value(self, cx: Connection, row: Row) -> Any:
+        """Run a query; the first column of its first row, None where it found nothing."""
+        text, bind = self._for(cx)
+        with self._cursor(cx) as cursor:
+            cursor.execute(text, row if bind is None else bind(row))
+            found = cursor.fetchone()
+            return None if found is None else found[0]
+
     def _cursor(self, cx: Connection) -> AbstractContextManager[DBAPICursor]:
         # Closed also when it raised: the traceback would keep it, and a cursor that lives keeps
         # the files of a connection open that has been closed.
