@@ -279,7 +279,7 @@ async def test_a_repeated_key_does_not_show_its_values(catalogue: Catalogue) -> 
 async def test_an_instance_that_stands_still_loses_its_transaction(
     migrated: str, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is stopped with a row in hand; the others wait for seconds, not for ever."""
+    """It is stopped in its turn; the others wait for seconds, not for ever."""
     monkeypatch.setattr(postgresql, "IDLE_TIMEOUT_S", 1)
     stopped = Catalogue.open(migrated)
     await catalogue.write(put("a"))
