@@ -17,6 +17,7 @@ from tests.bench import (
     files,
     job_queue,
     job_stream,
+    million,
     spool_to_viewer,
     start_of_daemon,
     start_of_help,
@@ -31,6 +32,7 @@ MEASUREMENTS = {
     "files": files,
     "job_queue": job_queue,
     "job_stream": job_stream,
+    "million": million,
 }
 HERE = Path(__file__).parent
 LIBRARIES = ("trio", "trio-websocket", "wsproto", "msgspec", "SQLAlchemy", "click")
