@@ -18,7 +18,6 @@ from holdoverd.http.api import (
     links,
     search,
     sessions,
-    sessions,
     skills,
     storage,
     tokens,
