@@ -25,6 +25,7 @@ Standard library only. ``GET /_requests`` lists the latest `MAX_RECORDED` reques
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -42,6 +43,7 @@ MAX_BODY_BYTES = 64 * 1024 * 1024
 SLOW_WORDS_PER_S = 20
 TOOLS = ("BASH", "AGENT", "ASK", "READ")
 REMINDER = "<system-reminder>"
+SKILL_LINE = re.compile(r"^- ([\w.-]+(?::[\w.-]+)?)(?: \([^)]*\))?: (.*)$", re.MULTILINE)
 
 _serial = count(1)
 
@@ -71,6 +73,18 @@ def latest_prompt(messages: list[dict[str, Any]]) -> tuple[str, int]:
         if texts := prompt_texts(messages[index]):
             return texts[-1], index
     return "", -1
+
+
+def listed_skills(messages: list[dict[str, Any]]) -> dict[str, str]:
+    """{name: what is said of it} of the skills that the conversation tells of so far."""
+    found = {}
+    for message in messages:
+        content = message.get("content")
+        blocks = [{"text": content}] if isinstance(content, str) else content or []
+        for text in (block.get("text") or "" for block in blocks):
+            if "available for use with the Skill tool" in text:
+                found |= dict(SKILL_LINE.findall(text))
+    return found
 
 
 def steps(prompt: str) -> list[Step]:
@@ -223,6 +237,7 @@ class Handler(BaseHTTPRequestHandler):
                     "prompt": latest_prompt(messages)[0][:4000],
                     "prompt_chars": len(latest_prompt(messages)[0]),
                     "tools": [tool.get("name") for tool in request.get("tools") or []],
+                    "skills": listed_skills(messages),
                 }
             )
 

@@ -257,16 +257,17 @@ def decide(found: Iterable[Found]) -> list[Found]:
 
     As Claude Code has it: the folder's name is the skill's, whatever front matter says. Personal ones
     win over the project's; of these the nearest to the session's folder wins. A plugin's are called
-    ``plugin:name`` and collide with their likes only, and a nested one whose name is taken is called
-    ``folder:name``.
+    ``plugin:name`` and collide with their likes only, and a nested one whose name is taken, be it by a
+    plugin's, is called ``folder:name``.
     """
     order = {"personal": 0, "project": 1, "plugin": 2, "nested": 3}
     ordered = sorted(found, key=lambda one: (order[one.kind], one.distance, one.below))
+    by_plugins = {one.name for one in ordered if one.kind == "plugin" and one.enabled}
     taken: set[str] = set()
     decided = []
     for one in ordered:
         called = f"{one.plugin}:{one.name}" if one.kind == "plugin" else one.name
-        if one.kind == "nested" and called in taken:
+        if one.kind == "nested" and (called in taken or called in by_plugins):
             called = f"{one.below}:{one.name}"
         wins = one.enabled and called not in taken
         if wins:
