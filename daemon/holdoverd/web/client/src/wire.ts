@@ -92,3 +92,41 @@ export function isObject(value: unknown): value is Json {
 export function titleOf(session: Session): string {
   return session.title || session.cwd?.split("/").filter(Boolean).at(-1) || session.id;
 }
+
+export interface Skill {
+  name: string;
+  called: string;
+  description: string;
+  scope: string;
+  path: string;
+  source: string | null;
+  version: string | null;
+  versions: string[];
+  update: string | null;
+  effective: boolean;
+  enabled: boolean;
+  pinned: boolean;
+  modified: boolean;
+  tokens: number;
+  problems: string[];
+}
+
+export interface SkillDiff {
+  name: string;
+  from: string | null;
+  to: string;
+  files: { path: string; change: string; diff: string | null }[];
+  executables: string[];
+}
+
+export interface Market {
+  name: string;
+  source: string;
+}
+
+export interface Plugin {
+  name: string;
+  plugin: string;
+  description: string;
+  installed: boolean;
+}
