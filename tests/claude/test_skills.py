@@ -175,6 +175,22 @@ def test_sessions_that_run_pick_up_what_is_added_and_what_the_agent_writes(
     assert told_of(up, scripted_api, other, "by-the-agent")
 
 
+def test_a_session_that_is_busy_hears_of_a_change_after_its_turn(
+    up: Up, scripted_api: str, tmp_path: Path
+) -> None:
+    session = up.new_session(agent="claude")["id"]
+    turn(up, session, "SAY hello")
+    up.prompt(session, "SLOW 80")
+    up.wait_state(session, "working")
+    source = skill(tmp_path, "while-it-worked").parent
+    up.call("POST", "/v1/skills", {"source": str(source)})
+    assert up.session(session)["state"] == "working"
+    up.wait_state(session, "idle")
+    assert told_of(up, scripted_api, session, "while-it-worked") or told_of(
+        up, scripted_api, session, "while-it-worked"
+    )
+
+
 def test_a_plugin_is_installed_from_within_a_session_and_by_the_door(
     up: Up, claude_binary: Path, scripted_api: str, tmp_path: Path
 ) -> None:

@@ -164,6 +164,8 @@ class Skills:
             return answer
         refused = answer.get("error") or {}
         message = str(refused.get("message") or "no reason was given")
+        if refused.get("code") == "bad_request":
+            message = f"the account's unit is of a release that cannot do this yet ({message})"
         details = refused.get("details") or {}
         kind = _BY_CODE.get(str(refused.get("code")), Unavailable)
         raise kind(f"{message[:1].upper()}{message[1:]}.", extra=details)
