@@ -26,6 +26,8 @@ from tests.catalogue.examples import (
 )
 from tests.postgres import Postgres
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def database() -> str:

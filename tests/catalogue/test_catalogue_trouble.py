@@ -31,6 +31,8 @@ from tests.catalogue.examples import (
 )
 from tests.needs import needs_root
 
+pytestmark = pytest.mark.slow
+
 LONG_S = 120
 ROOT = Path(__file__).resolve().parents[2]
 

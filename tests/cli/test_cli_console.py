@@ -10,10 +10,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from tests.cli.fake_daemon import FakeDaemon
 from tests.cli.model_session import ModelSession
 from tests.cli.screen import Screen
 from tests.cli.test_cli_follow import LONG_S, ONE, Viewer, following, frames, wait_for
+
+pytestmark = pytest.mark.slow
 
 
 class Person:

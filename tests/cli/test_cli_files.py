@@ -16,6 +16,8 @@ from tests.cli.conftest import Holdover, Ran
 from tests.cli.fake_daemon import FakeDaemon
 from tests.cli.fake_files import FakeFiles, Fault
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 KIB = 1 << 10
 

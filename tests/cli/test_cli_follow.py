@@ -19,6 +19,8 @@ import pytest
 from tests.cli.conftest import Holdover
 from tests.cli.fake_daemon import FakeDaemon
 
+pytestmark = pytest.mark.slow
+
 ONE = "s_aaaaaaaaaaaaaaaa"
 LONG_S = 60.0
 

@@ -26,6 +26,8 @@ from tests.http.kit import Doors, open_doors
 from tests.jobs.store import Folder
 from tests.jobs.yard import new_job
 
+pytestmark = pytest.mark.slow
+
 ENV = {
     "HOLDOVER_PROCESSORS_OWN_COMMAND": "true",
     "HOLDOVER_PROCESSORS_OWN_INPUT": "file",

@@ -26,6 +26,8 @@ from holdoverd.jobs import roll, rules
 from tests.jobs.yard import Yard, open_yard
 from tests.needs import needs_root
 
+pytestmark = pytest.mark.slow
+
 
 def test_checksum_end_to_end(yard: Yard) -> None:
     data = os.urandom(3_000_000)

@@ -20,6 +20,8 @@ from holdoverd.keeper.spool import EndRecord
 from tests.keeper.bench import ECHO, Bench, Owner, bench, json_lines, python, status_of
 from tests.needs import needs_root
 
+pytestmark = pytest.mark.slow
+
 # Says how long each line is and what it hashes to, and does so at once.
 HASHER = """
 import hashlib, sys

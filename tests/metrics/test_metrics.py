@@ -18,7 +18,7 @@ from holdoverd.metrics.table import BY_NAME, METRICS, Samples
 from holdoverd.sessions.following import exit_kind
 from tests.live.up import _UnixConnection, running
 
-RULES = Path("packaging/prometheus/holdover.rules.yml")
+RULES = Path(__file__).parents[2] / "packaging/prometheus/holdover.rules.yml"
 _SUFFIXES = re.compile(r"_(bucket|sum|count)\Z")
 
 

@@ -20,6 +20,8 @@ import pytest
 from holdoverd.skills import helper, sources, tree
 from tests.skills.make import TEXT, archive, image, skill
 
+pytestmark = pytest.mark.slow
+
 ENV = {"PATH": os.environ["PATH"]}
 
 
