@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from tests.bench import (
+    downloads,
     file_transfer,
     files,
     job_queue,
@@ -30,6 +31,7 @@ MEASUREMENTS = {
     "start_of_daemon": start_of_daemon,
     "start_of_help": start_of_help,
     "files": files,
+    "downloads": downloads,
     "job_queue": job_queue,
     "job_stream": job_stream,
     "million": million,

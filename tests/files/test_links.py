@@ -199,6 +199,22 @@ async def test_upload_link_takes_files_until_it_is_full(house: House) -> None:
     assert (await house.call("GET", "/v1/upload-links"))["items"][0]["used_bytes"] == 12
 
 
+async def test_upload_that_outlasts_its_link_may_be_completed(
+    weed: str, bucket: str, tmp_path: Path
+) -> None:
+    now = [now_ms()]
+    async with open_house(weed, tmp_path, bucket=bucket, now=lambda: now[0]) as house:
+        terms = {"path": "", "expires_in_s": 60, "max_bytes": 12}
+        path = place((await house.call("POST", "/v1/upload-links", terms))["url"])
+        made = (await house.doors.ask("POST", path, {"name": "a", "size": 5})).json()
+        now[0] += 60_000
+        assert (await house.doors.ask("POST", path, {"name": "b", "size": 5})).status == 410
+        assert (await house.doors.ask("GET", path)).status == 410
+        parts = {"parts": await house.put_all(made, HELLO)}
+        done = f"{path}/uploads/{made['upload']['id']}/complete"
+        assert (await house.doors.ask("POST", done, parts)).status == 200
+
+
 async def test_page_may_run_its_own_script_alone(house: House) -> None:
     import base64
     import hashlib

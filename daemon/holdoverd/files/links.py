@@ -4,7 +4,7 @@ A link's use is counted in the transaction that decides whether there is one lef
 a URL signed. That URL lives for `LINK_URL_S`, whatever becomes of the link meanwhile.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 from sqlalchemy import Connection
@@ -261,12 +261,17 @@ class Links:
 
         await self._catalogue.write(commit)
 
-    async def upload_link(self, token: str) -> UploadLinkRow:
-        """The upload link, if it may still be used; NotFound, Gone."""
+    async def upload_link(self, token: str, *, begun: bool = False) -> UploadLinkRow:
+        """The upload link, if it may still be used; NotFound, Gone.
+
+        `begun`: to go on with an upload, which may take longer than the link lasts; only revoking
+        it ends that.
+        """
         row = await self._catalogue.read(lambda cx: table.upload_link_by_token(cx, token))
         if row is None:
             raise NotFound("There is no such link; check the address for a mistake.")
-        row.terms.check(self._files.now())
+        terms = replace(row.terms, expires_at=None) if begun else row.terms
+        terms.check(self._files.now())
         return row
 
     async def used_upload_link(self, row: UploadLinkRow, file_id: str, address: str) -> None:

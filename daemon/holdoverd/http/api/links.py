@@ -159,7 +159,8 @@ async def send_file(context: Context, request: Request) -> Response:
 
 
 async def _sender(context: Context, request: Request) -> ByUploadLink:
-    return ByUploadLink(await services(context).links.upload_link(request.params["token"]))
+    links = services(context).links
+    return ByUploadLink(await links.upload_link(request.params["token"], begun=True))
 
 
 async def sent(context: Context, request: Request) -> Response:
