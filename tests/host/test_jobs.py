@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.host.machine import Machine
+from tests.host.test_deploy import copy_release, holdover, settled
 from tests.live.up import wait_until
 
 pytestmark = pytest.mark.host
@@ -160,3 +161,32 @@ def test_a_daemons_end_is_nothing_to_a_worker_and_idle_ones_go(machine: Machine)
     machine.run(["rm", f"{FOLDER}/wait.py.go"])
     wait_until(lambda: not units(machine, "holdover-worker@*.service"), "idle workers go", 30)
     assert machine.show("holdover-worker.socket", "ActiveState") == "active"
+
+
+def test_a_deploy_replaces_workers_and_drops_no_job(deploy_host: Machine) -> None:
+    host = deploy_host
+    prepare(host)
+    host.write("/etc/holdover/holdover.d/test-bake.toml", "[deploy]\nbake_s = 2\n")
+    try:
+        copy_release(host, "0.2.0+jobs")
+        holdover(host, "deploy", "0.2.0")  # a daemon that knows the processors
+        settled(host)
+        before = submit(host, "wait")
+        wait_until(lambda: job(host, before)["state"] == "running", "it runs", 30)
+        (old,) = units(host, "holdover-worker@*.service")
+        holdover(host, "deploy", "0.2.0+jobs")
+        assert job(host, before)["state"] == "running"
+        after = submit(host, "wait")
+        wait_until(lambda: job(host, after)["state"] == "running", "the next one runs", 30)
+        host.write(f"{FOLDER}/wait.py.go", "")
+        for name in (before, after):
+            done = ended(host, name)
+            assert (done["state"], done["attempt"]) == ("done", 1), done
+        wait_until(lambda: old not in units(host, "holdover-worker@*.service"), "it goes", 10)
+        (new,) = units(host, "holdover-worker@*.service")
+        assert "/0.2.0+jobs/" in host.show(new, "ExecStart")
+    finally:
+        holdover(host, "deploy", "0.2.0")
+        settled(host)
+        host.run(["rm", "-r", "/etc/holdover/holdover.d", FOLDER])
+        holdover(host, "release", "rm", "0.2.0+jobs")
