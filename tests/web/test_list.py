@@ -251,3 +251,25 @@ def test_nothing_is_written_to_the_scroll_position_under_a_finger(
         "pages were put above",
         5,
     )
+
+
+def test_a_search_leads_to_the_message_wherever_it_is(up: Up, new_page: NewPage) -> None:
+    session = up.new_session("history 700\nsay the needle is here\nhistory 900")["id"]
+    up.wait_state(session, "idle")
+    page = new_page()
+    page.get_by_role("link", name="Search").click()
+    page.get_by_label("Words of any message").fill("needle")
+
+    def found() -> bool:
+        page.get_by_role("button", name="Search").click()
+        page.wait_for_load_state("networkidle")
+        # The prompt, which has the words too, and above it the answer.
+        return page.locator(".sessions a", has_text="the needle is here").count() == 2
+
+    wait_until(found, "the index has it", 20)
+    picture(page, "search-light")
+    page.locator(".sessions a", has_text="the needle is here").first.click()
+    row = page.locator(".row.text", has_text="the needle is here")
+    row.wait_for()
+    assert row.bounding_box()["y"] < 700
+    assert page.get_by_text("history 900 of 900").count() == 0

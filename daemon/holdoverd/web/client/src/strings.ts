@@ -8,6 +8,9 @@ export const strings = {
   // pages
   pages: "Pages",
   sessions: "Sessions",
+  search: "Search",
+  searchHint: "Words of any message",
+  hits: (count: number) => (count === 0 ? "Nothing was found." : count === 1 ? "1 message" : `${count} messages`),
   phone: "Phone",
   logIn: "Log in",
   logOut: "Log out",

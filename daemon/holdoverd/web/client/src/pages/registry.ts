@@ -9,6 +9,7 @@ import { SessionPage } from "./session";
 import { SessionsPage } from "./sessions";
 import { NewSessionPage } from "./new";
 import { PhonePage } from "./phone";
+import { SearchPage } from "./search";
 import { SkillsPage } from "./skills";
 
 export interface PageProps {
@@ -25,6 +26,7 @@ export const PAGES: readonly PageEntry[] = [
   { name: "", label: strings.sessions, view: SessionsPage },
   { name: "new", label: null, view: NewSessionPage },
   { name: "session", label: null, view: SessionPage },
+  { name: "search", label: strings.search, view: SearchPage },
   { name: "skills", label: strings.skills.title, view: SkillsPage },
   { name: "phone", label: strings.phone, view: PhonePage },
 ];

@@ -3,27 +3,28 @@ import { useChanges } from "../hooks";
 import { strings } from "../strings";
 import { Composer } from "../session/composer";
 import { Header } from "../session/header";
-import { MessageList } from "../session/list";
+import { MessageList, type Goal } from "../session/list";
 import { Permissions } from "../session/permissions";
 import { SessionStore } from "../session/store";
 import { titleOf } from "../wire";
 import type { PageProps } from "./registry";
 
 export function SessionPage({ parts }: PageProps) {
-  const id = parts[0] ?? "";
+  const [id = "", page, seq] = parts;
+  const goal = page !== undefined && seq !== undefined ? { page: Number(page), seq: Number(seq) } : null;
   const [store, setStore] = useState<SessionStore | null>(null);
   useEffect(() => {
     const opened = new SessionStore(id);
     setStore(opened);
     return () => opened.close();
   }, [id]);
-  return store === null || store.id !== id ? null : <Opened key={id} store={store} />;
+  return store === null || store.id !== id ? null : <Opened key={id} store={store} goal={goal} />;
 }
 
 /** How long a connection may be away before it is worth a word. */
 const QUIET_MS = 700;
 
-function Opened({ store }: { store: SessionStore }) {
+function Opened({ store, goal }: { store: SessionStore; goal: Goal | null }) {
   useChanges(store);
   const title = store.session === null ? store.id : titleOf(store.session);
   useEffect(() => {
@@ -45,7 +46,7 @@ function Opened({ store }: { store: SessionStore }) {
   return (
     <main class="session">
       <Header store={store} />
-      <MessageList store={store} key={store.conversation.resyncs} />
+      <MessageList store={store} goal={goal} key={store.conversation.resyncs} />
       <div class="foot">
         <Quiet store={store} />
         <Permissions store={store} />

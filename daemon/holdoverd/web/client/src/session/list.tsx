@@ -12,21 +12,34 @@ import { Notifier, useChanges } from "../hooks";
 import { MAX_MOUNTED, spacer, trimmed, wanted, type Span } from "../rules/pages";
 import { rowsOf, type Row } from "../rules/rows";
 import { strings } from "../strings";
-import { MAIN, pageOf, type Message } from "../wire";
+import { MAIN, type Message } from "../wire";
 import { Folds, FoldsContext } from "./folds";
 import { Live } from "./live";
 import { RowView } from "./rows";
 import { Scroller } from "./scroller";
 import type { SessionStore } from "./store";
 
+/** A message of the main thread to go to, and the page it is on. */
+export interface Goal {
+  page: number;
+  seq: number;
+}
+
+/** Is the message shown by this row, as itself or as what came back? */
+function holds(row: Row, seq: number): boolean {
+  return row.message.seq === seq || row.outcome?.message.seq === seq;
+}
+
 /** Decides which pages stand in the document, and remembers how high they were. */
 class Flow extends Notifier {
   span: Span | null = null;
   scroller: Scroller | null = null;
+  /** All that there was when the session was opened has come. */
+  opened = false;
   /** n of the last message that was in view at the end. */
   seen = 0;
   /** A message to go to once it is mounted. */
-  private goal: { key: string; page: number } | null = null;
+  private goal: Goal | null = null;
   private readonly heights = new Map<number, number>();
   private readonly rows = new Map<number, { messages: Message[]; rows: Row[] }>();
   private content: HTMLElement | null = null;
@@ -98,7 +111,9 @@ class Flow extends Notifier {
 
   /** After each rendering, before it is painted. */
   rendered(): void {
-    if (this.goal !== null && this.scroller?.show(this.goal.key)) this.goal = null;
+    const { goal } = this;
+    const row = goal === null ? undefined : this.rows.get(goal.page)?.rows.find((row) => holds(row, goal.seq));
+    if (row !== undefined && this.scroller?.show(row.key)) this.goal = null;
     else this.scroller?.settle();
     this.soon();
   }
@@ -175,8 +190,7 @@ class Flow extends Notifier {
   }
 
   /** Go to a message of the main thread, wherever it is. */
-  async goTo(n: number, seq: number): Promise<void> {
-    const page = pageOf(n);
+  async goTo({ page, seq }: Goal): Promise<void> {
     if (!this.thread.has(page)) await this.store.load(MAIN, page);
     if (!this.thread.has(page)) return;
     this.measure();
@@ -184,7 +198,7 @@ class Flow extends Notifier {
       this.span = { first: page, last: page };
     }
     if (this.scroller !== null) this.scroller.pinned = false;
-    this.goal = { key: String(seq), page };
+    this.goal = { page, seq };
     this.changed();
   }
 }
@@ -193,7 +207,8 @@ function range({ first, last }: Span): number[] {
   return Array.from({ length: last - first + 1 }, (_, at) => first + at);
 }
 
-export function MessageList({ store, children }: { store: SessionStore; children?: ComponentChildren }) {
+export function MessageList(props: { store: SessionStore; goal: Goal | null; children?: ComponentChildren }) {
+  const { store, goal, children } = props;
   const flow = useMemo(() => new Flow(store), [store, store.conversation.resyncs]);
   const folds = useMemo(() => new Folds((element) => flow.scroller?.hold(element)), [flow]);
   const view = useRef<HTMLDivElement>(null);
@@ -210,6 +225,12 @@ export function MessageList({ store, children }: { store: SessionStore; children
   useLayoutEffect(() => {
     if (sent !== undefined) flow.toEnd();
   }, [sent]);
+
+  const opened = flow.opened || store.conversation.live;
+  flow.opened = opened;
+  useEffect(() => {
+    if (opened && goal !== null) void flow.goTo(goal);
+  }, [flow, opened, goal?.page, goal?.seq]);
 
   const pages = flow.pages();
   const { main } = store.conversation;

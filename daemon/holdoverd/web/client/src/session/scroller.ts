@@ -116,10 +116,13 @@ export class Scroller {
 
   /** Bring a row to the upper part of the view; false when it is not mounted. */
   show(key: string): boolean {
-    if (this.find(key) === null) return false;
+    const row = this.find(key);
+    if (row === null) return false;
+    const { view } = this;
     this.pinned = false;
-    this.anchor = { key, top: this.view.clientHeight / 5 };
-    this.settle();
+    const off = row.getBoundingClientRect().top - view.getBoundingClientRect().top;
+    this.write(Math.min(view.scrollTop + off - view.clientHeight / 5, view.scrollHeight - view.clientHeight));
+    this.anchorAt(row);
     return true;
   }
 
