@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdoverd.skills import helper, plugins
+from holdoverd.skills import brings, helper, plugins
 from tests.skills.make import image
 
 BROKEN: list[Any] = [
@@ -122,6 +122,78 @@ def test_without_claude_code_plugins_are_refused_by_name(home: Path) -> None:
     assert "/no/claude" in error["message"]
 
 
+HOOKS = {"hooks": {"PostToolUse": [{"hooks": [{"type": "command", "command": "./format.sh"}]}]}}
+SERVER = {"command": "node", "args": ["server.js", "--all"]}
+
+
+def plugin_in(home: Path, entry: dict[str, Any], files: dict[str, str]) -> None:
+    """Give the marketplace ``large`` a plugin ``tools`` with these files beside its entry."""
+    market = home.parent / "large"
+    listed = {"name": "large", "plugins": [{"name": "tools", "source": "./tools", **entry}]}
+    (market / ".claude-plugin/marketplace.json").write_text(json.dumps(listed))
+    for name, text in files.items():
+        path = market / "tools" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("entry", "files", "shown"),
+    [
+        ({}, {"hooks/hooks.json": json.dumps(HOOKS)}, "hook at PostToolUse: ./format.sh"),
+        ({"hooks": HOOKS}, {}, "hook at PostToolUse: ./format.sh"),
+        (
+            {},
+            {".mcp.json": json.dumps({"mcpServers": {"db": SERVER}})},
+            "MCP server db: node server.js --all",
+        ),
+        (
+            {},
+            {".claude-plugin/plugin.json": json.dumps({"mcpServers": {"db": SERVER}})},
+            "MCP server db: node server.js --all",
+        ),
+        (
+            {},
+            {
+                ".claude-plugin/plugin.json": json.dumps({"mcpServers": "./servers.json"}),
+                "servers.json": json.dumps({"db": {"url": "https://db.example.org/mcp"}}),
+            },
+            "MCP server db: https://db.example.org/mcp",
+        ),
+        ({}, {"bin/run.sh": "echo"}, "bin/run.sh (a script)"),
+    ],
+)
+def test_what_a_plugin_runs_is_shown_before_it_is_trusted(
+    home: Path, entry: dict[str, Any], files: dict[str, str], shown: str
+) -> None:
+    plugin_in(home, entry, {"README.md": "words", **files})
+    error = ask(home, op="add", source="tools@large", claude=["/no/claude"])["error"]
+    assert error["code"] == "untrusted"
+    assert shown in error["details"]["executables"]
+    assert shown in error["message"]
+
+
+def test_a_plugin_of_words_alone_asks_for_no_trust(home: Path) -> None:
+    plugin_in(home, {}, {"skills/one/SKILL.md": "---\nname: one\n---\nwords"})
+    error = ask(home, op="add", source="tools@large", claude=["/no/claude"])["error"]
+    assert error["code"] == "failed", "Claude Code was to be started"
+
+
+@pytest.mark.parametrize(
+    "source", ["../../outside", {"source": "github", "repo": "owner/repo"}, "./nowhere"]
+)
+def test_of_a_plugin_from_elsewhere_its_source_is_shown(home: Path, source: object) -> None:
+    plugin_in(home, {"source": source}, {})
+    error = ask(home, op="add", source="tools@large", claude=["/no/claude"])["error"]
+    assert error["code"] == "untrusted"
+    assert "where Claude Code fetches it" in error["message"]
+
+
+def test_a_plugin_that_no_marketplace_has_is_named(home: Path) -> None:
+    error = ask(home, op="add", source="nosuch@large", claude=["/no/claude"])["error"]
+    assert (error["code"], "no plugin 'nosuch'" in error["message"]) == ("not_found", True)
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: (
@@ -136,3 +208,11 @@ json_values = st.recursive(
 def test_no_index_raises(entries: list[Any]) -> None:
     items, problems = plugins.read_index("m", entries, set())
     assert len(items) + len(problems) == len(entries)
+
+
+@given(json_values, json_values)
+def test_whatever_stands_in_hooks_and_servers_is_survived(hooks: object, servers: object) -> None:
+    nowhere = Path("/nowhere")
+    entry: dict[str, Any] = {"hooks": hooks, "mcpServers": servers}
+    for line in brings.programs(nowhere, entry, lambda _path: None):
+        assert isinstance(line, str)

@@ -427,11 +427,8 @@ class _Helper:
         return wanted[0] if wanted and len(wanted) == 1 and PLUGIN.fullmatch(wanted[0]) else None
 
     def _change_plugin(self, action: str, plugin: str) -> Json:
-        if action in ("install", "update"):
-            self._check_trust(
-                ["a plugin may bring hooks, MCP servers and scripts, which run by themselves"],
-                plugin,
-            )
+        if action in ("install", "update") and not self._request.get("trust"):
+            self._check_trust(self._claude.brings(plugin), plugin)
         self._claude.plugin(action, plugin, self._scope)
         return {"changed": [{"name": plugin, "changed": True}]}
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from holdoverd.errors import SkillError
+from holdoverd.skills import brings
 
 Json = dict[str, Any]
 
@@ -157,6 +158,33 @@ class Claude:
         items, problems = read_index(name, plugins, installed)
         words = (q or "").lower().split()
         return [item for item in items if _matches(item, words)], problems
+
+    def brings(self, plugin: str) -> list[str]:
+        """What a plugin runs by itself, each as a line for people; see `brings`. Raises SkillError."""
+        name, _, market = plugin.partition("@")
+        location = Path(self._known(market)["location"])
+        index = location if location.is_file() else location / ".claude-plugin/marketplace.json"
+        listed = _read_json(index)
+        listed = listed if isinstance(listed, dict) else {}
+        plugins = listed.get("plugins")
+        for entry in plugins if isinstance(plugins, list) else []:
+            if not isinstance(entry, dict) or entry.get("name") != name:
+                continue
+            source, metadata = entry.get("source"), listed.get("metadata")
+            root = metadata.get("pluginRoot") if isinstance(metadata, dict) else None
+            folder = brings.folder_of(location, root, source)
+            if folder is None:
+                where = source if isinstance(source, str) else json.dumps(source)[:300]
+                return [
+                    f"it comes from {where}, where Claude Code fetches it: whatever hooks, MCP servers"
+                    " and programs it has then, run"
+                ]
+            return brings.programs(folder, entry, _read_json)
+        raise SkillError(
+            f"the marketplace {market} has no plugin {name!r}; `holdover skill browse {market}` lists"
+            " what it has",
+            code="not_found",
+        )
 
     def _known(self, name: str) -> Json:
         found = self.marketplaces().get(name)
