@@ -13,6 +13,8 @@ from holdoverd import settings
 from tests.host.machine import SOURCE
 from tests.needs import needs_systemd_analyze
 
+pytestmark = pytest.mark.slow
+
 UNITS = SOURCE / "units"
 FILES = sorted(path for path in UNITS.iterdir() if path.is_file())
 IDS = [path.name for path in FILES]

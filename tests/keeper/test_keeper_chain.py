@@ -29,6 +29,8 @@ from tests.keeper.bench import (
 )
 from tests.needs import needs_root
 
+pytestmark = pytest.mark.slow
+
 STUBBORN = """
 import os, signal
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -15,6 +15,8 @@ import pytest
 from holdoverd.skills import changes, helper
 from tests.skills.make import image, skill
 
+pytestmark = pytest.mark.slow
+
 ENV = {"PATH": os.environ["PATH"]}
 
 

@@ -22,6 +22,8 @@ import trio
 
 from holdoverd.supervisor import daemon as daemon_module
 
+pytestmark = pytest.mark.slow
+
 LONG_S = 60.0
 
 
