@@ -1,5 +1,6 @@
 """Deploys under a real `holdover up`: a terminal in another window, a viewer that stays."""
 
+import json
 import os
 import signal
 import subprocess
@@ -144,3 +145,11 @@ def test_a_rehearsal_loses_nothing_and_leaves_nothing_behind(up: Up) -> None:
         assert told[phase].startswith("lost 0, repeated 0, closed 0, "), done.stdout
     assert told["kill -9"].startswith("lost 0, repeated 0, closed 3, "), done.stdout
     wait_until(lambda: not up.call("GET", "/v1/sessions")["items"], "the sessions are removed")
+
+
+def test_the_doctor_knows_what_up_has_decided(up: Up) -> None:
+    """The default agent is the demo here, and storage is not run: neither is a mistake."""
+    done = holdover(up, "doctor", "--json", "--quick")
+    found = {(item["area"], item["level"]) for item in map(json.loads, done.stdout.splitlines())}
+    assert not [area for area, level in found if level == "failed"], done.stdout
+    assert ("storage", "skipped") in found

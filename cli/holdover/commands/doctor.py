@@ -8,9 +8,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,6 +23,7 @@ from holdover.commands.options import client_of, json_option, print_json
 from holdover.commands.status import LAST_DEPLOY
 from holdover.exits import CommandError, Exit
 from holdover.health import Finding
+from holdover.host import on_up, up_runtime
 from holdover.render import sanitise
 
 LOOK_S = 5.0
@@ -102,8 +104,14 @@ def _look(ctx: click.Context, *, quick: bool) -> Iterator[Finding]:
             )
     yield health.namespaces(_sysctls())
 
+    up = up_runtime(os.environ)
     skew_s: float | None = None
-    if settings is not None:
+    if up is not None and client is not None and answer is not None:
+        # Its storage is where it happened to find a port.
+        with contextlib.suppress(CommandError):
+            told_of = client.get("/v1/admin/storage")
+            yield health.storage(told_of["endpoint"], told_of["reachable"], "see `holdover up`")
+    elif settings is not None:
         endpoint = settings.storage.endpoint
         keys = Path("/etc/holdover/storage-keys.json")
         answers, told = None, ""
@@ -123,7 +131,7 @@ def _look(ctx: click.Context, *, quick: bool) -> Iterator[Finding]:
     if settings is None:
         return  # what follows would only say the same of the configuration once more
     yield _database(quick=quick)
-    items, told = _own("agent", "ls", "--json")
+    items, told = _own("agent", "ls", "--json", env=_chosen(up))
     yield from health.agents(items, told)
 
 
@@ -157,7 +165,19 @@ def _database(*, quick: bool) -> Finding:
     return health.database(items[0] if items else None, told, skipped=not items and refused)
 
 
-def _own(*arguments: str) -> tuple[list[dict[str, Any]] | None, str]:
+def _chosen(up: Path | None) -> Mapping[str, str]:
+    """What a `holdover up` has decided for itself, as the environment would say it."""
+    if up is None:
+        return {}
+    with contextlib.suppress(CommandError), on_up() as tools:
+        chosen: dict[str, str] = tools.uphost.ask(up, "chosen")
+        return chosen
+    return {}
+
+
+def _own(
+    *arguments: str, env: Mapping[str, str] = MappingProxyType({})
+) -> tuple[list[dict[str, Any]] | None, str]:
     """What another command of ours prints as JSON; None, and why, when it prints nothing."""
     done = subprocess.run(
         [sys.executable, "-I", "-m", "holdover", *arguments],
@@ -166,6 +186,7 @@ def _own(*arguments: str) -> tuple[list[dict[str, Any]] | None, str]:
         text=True,
         errors="replace",
         check=False,
+        env={**os.environ, **env},
     )
     items = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     said = done.stderr.strip().splitlines()

@@ -71,6 +71,8 @@ async def _done(generations: Generations, asked: dict[str, Any]) -> Any:
             return generations.current
         case "address", None:
             return generations.address()
+        case "chosen", None:
+            return generations.chosen()
         case "living", None:
             return generations.living()
         case "state", int(number):

@@ -202,6 +202,10 @@ class Generations:
     def command(self, generation: int) -> list[str]:
         return list(self._known(generation).command)
 
+    def chosen(self) -> dict[str, str]:
+        """What this supervisor has decided where the configuration leaves it open."""
+        return {"HOLDOVER_SESSIONS_DEFAULT_AGENT": self._plan.agent}
+
     def living(self) -> list[int]:
         return sorted(self._living)
 
