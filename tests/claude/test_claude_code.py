@@ -15,6 +15,7 @@ import pytest
 from holdoverd.agents import host_frames
 from holdoverd.agents.stream_json import Frame, OpenBlocks
 from tests.agents.driver import AgentProcess, of
+from tests.live.up import wait_until
 
 pytestmark = [pytest.mark.claude, pytest.mark.slow]
 
@@ -61,11 +62,15 @@ def texts(frame: Frame) -> list[str]:
     return [block["text"] for block in blocks if block["type"] == "text"]
 
 
-def test_a_turn_that_was_cut_off_goes_on_without_a_prompt(start: Start, session: str) -> None:
+def test_a_turn_that_was_cut_off_goes_on_without_a_prompt(
+    start: Start, session: str, tmp_path: Path
+) -> None:
     with start(session) as claude:
         claude.send(host_frames.initialize("i1"))
-        prompt(claude, session, "SLOW 100")
+        cut = prompt(claude, session, "SLOW 100")
         claude.wait_for(of("delta"))
+        # The transcript is written behind the echo, not before it.
+        wait_until(lambda: cut in transcript(tmp_path, session), "the prompt is on record")
         claude.process.kill()
     with start(session, resume=True, go_on="reboot") as claude:
         claude.send(host_frames.initialize("i2"))
