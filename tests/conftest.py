@@ -6,6 +6,7 @@ a fixture `database` of its own.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,14 @@ import pytest
 from holdoverd.catalogue.store import Catalogue
 from tests.needs import NO_POSTGRESQL
 from tests.postgres import Postgres
+
+
+@pytest.fixture(autouse=True)
+def _same_folder() -> Iterator[None]:
+    """Some of what is tested changes the folder it stands in, like any program of root's."""
+    here = os.getcwd()
+    yield
+    os.chdir(here)
 
 
 @pytest.fixture(scope="session")

@@ -217,6 +217,7 @@ def test_uninstall_keeps_data_and_the_numbers_then_purge_keeps_nothing(booted: M
         "/opt/holdover",
         "/var/lib/holdover",
         "/var/lib/holdover-agent",
+        "/var/lib/holdover-storage",
     ]
     assert booted.path("/var/lib/holdover/catalogue.db").stat().st_ino == catalogue
     assert booted.read("/opt/holdover/last-generation") == "5\n"

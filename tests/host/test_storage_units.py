@@ -35,7 +35,10 @@ ports = sorted({*filter(lambda port: port > 1023, listening()),
 for port in ports:
     attempt(port, lambda: socket.create_connection(("127.0.0.1", port), timeout=5).close())
 for top in ("/run", "/tmp", "/var/tmp"):
-    for folder, _, names in os.walk(top):
+    for folder, folders, names in os.walk(top):
+        if folder == "/run":
+            # The machine's own: what its units are, for everybody to read.
+            folders[:] = [name for name in folders if name != "systemd"]
         for name in names:
             path = os.path.join(folder, name)
             if ("holdover" in path or "seaweed" in path) and not os.path.islink(path):

@@ -474,7 +474,11 @@ def resume(ctx: click.Context, every: bool, as_json: bool, id: str | None) -> No
             print_json(result or {})
         return
     # Listed to the end first: a session that is resumed moves in the list.
-    listed = [one for one in client.items("/v1/sessions", limit=100_000) if one.get("turn_cut")]
+    listed = [
+        one
+        for one in client.items("/v1/sessions", limit=100_000)
+        if one.get("turn_cut") and one["state"] != "ended"  # whoever ended it, meant it
+    ]
     failed = 0
     for one in listed:
         try:

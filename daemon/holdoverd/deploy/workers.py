@@ -38,5 +38,6 @@ def renew(release_dir: Path) -> bool:
 def want(release_dir: Path) -> None:
     """Have workers of other releases go once they have finished. After `renew` and its reload."""
     folder = layout.RUNTIME / "workers"
-    if folder.is_dir():
+    # Where none lives and nothing was said, there is nobody to tell.
+    if any(folder.glob(f"*{roll.SUFFIX}")) or (folder / roll.RELEASE).exists():
         roll.want(folder, release_dir)
