@@ -34,11 +34,11 @@ from holdoverd import __version__, instance, systemd
 from holdoverd.catalogue import instances as instances_table
 from holdoverd.catalogue.instances import InstanceRow
 from holdoverd.catalogue.store import Catalogue
+from holdoverd.deploy.control import share_listeners
 from holdoverd.errors import CatalogueError, HoldoverError, SettingsError
 from holdoverd.files.carrier import Carrier
 from holdoverd.files.services import FileServices
 from holdoverd.handover.duty import Duty
-from holdoverd.handover.listeners import share_listeners
 from holdoverd.handover.routing import RoutedSessions
 from holdoverd.handover.siblings import Siblings
 from holdoverd.http.app import App

@@ -1,5 +1,6 @@
 """The doors during a handover: who has knocked is let in, by whoever is there by then."""
 
+import os
 import socket
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,7 @@ from signal import SIGSTOP
 import pytest
 import trio
 
+from holdoverd.deploy.control import share_listeners
 from tests.live import generations
 from tests.live.generations import Host, Instance
 from tests.live.test_handover import Visitors
@@ -166,3 +168,20 @@ async def drains(host: Host, instance: Instance) -> None:
     with trio.fail_after(60):
         while not await trio.to_thread.run_sync(draining):
             await trio.sleep(0.02)
+
+
+async def test_an_instance_shares_what_it_listens_on_with_one_that_got_nothing(
+    tmp_path: Path,
+) -> None:
+    async with generations.host(tmp_path) as host:
+        assert share_listeners(host.control) == {}
+        await host.start(1)
+        shared = await trio.to_thread.run_sync(share_listeners, host.control)
+        try:
+            for door, mine in (("public", host.sockets.public), ("admin", host.sockets.admin)):
+                (same,) = shared[door]
+                assert os.fstat(same.fileno()).st_ino == os.fstat(mine.fileno()).st_ino
+                assert not same.get_inheritable()
+        finally:
+            for one in (sock for socks in shared.values() for sock in socks):
+                one.close()

@@ -3,6 +3,8 @@
 import array
 import contextlib
 import json
+import logging
+import os
 import socket
 import time
 from pathlib import Path
@@ -10,9 +12,16 @@ from typing import Any
 
 from holdoverd.errors import HandoverError
 
+log = logging.getLogger(__name__)
+
 CONNECT_S = 3.0
 ORDER_S = 5.0
+SHARE_S = 2.0
+"""For an instance that starts: each step of asking one that may stand still."""
+
 MAX_PACKET_BYTES = 64 * 1024
+MAX_FDS = 16
+MAX_SIBLINGS = 16
 
 
 class Control:
@@ -22,11 +31,11 @@ class Control:
     its last beat, which was heard at `heard_at` (time.monotonic).
     """
 
-    def __init__(self, path: Path) -> None:
-        """Raises HandoverError when nobody answers there within `CONNECT_S`."""
+    def __init__(self, path: Path, connect_s: float = CONNECT_S) -> None:
+        """Raises HandoverError when nobody answers there within `connect_s`."""
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            self._sock.settimeout(CONNECT_S)
+            self._sock.settimeout(connect_s)
             self._sock.connect(str(path))
             self._send({"t": "hello", "v": [1], "operator": True})
             hello = self._receive()
@@ -62,13 +71,21 @@ class Control:
         except OSError as error:
             raise HandoverError(f"The instance is gone: {error}.") from error
 
-    def _receive(self) -> dict[str, Any]:
+    def _receive(self, take: list[int] | None = None) -> dict[str, Any]:
+        """The next packet; its descriptors go into `take`, or are closed."""
         try:
-            data = self._sock.recv(MAX_PACKET_BYTES)
+            # It takes flags and does not pass them on, so MSG_CMSG_CLOEXEC is no use here.
+            data, fds, _, _ = socket.recv_fds(self._sock, MAX_PACKET_BYTES, MAX_FDS)
         except TimeoutError as error:
             raise HandoverError("The instance is silent.") from error
         except OSError as error:
             raise HandoverError(f"The instance is gone: {error}.") from error
+        for fd in fds:
+            os.set_inheritable(fd, False)
+            if take is None:
+                os.close(fd)
+            else:
+                take.append(fd)
         if not data:
             raise HandoverError("The instance has closed its control socket.")
         try:
@@ -105,17 +122,27 @@ class Control:
                 raise _Quiet from None
             raise
 
-    def order(self, kind: str, *fds: int, timeout_s: float = ORDER_S, **fields: Any) -> None:
-        """Give an order and wait until it is done. Raises HandoverError: refused, silent or gone."""
+    def order(
+        self,
+        kind: str,
+        *fds: int,
+        timeout_s: float = ORDER_S,
+        take: list[int] | None = None,
+        **fields: Any,
+    ) -> dict[str, Any]:
+        """Give an order and wait until it is done; the answer, its descriptors in `take`.
+
+        Raises HandoverError: refused, silent or gone.
+        """
         self._sock.settimeout(timeout_s)
         self._send({"t": kind, **fields}, fds)
         deadline = time.monotonic() + timeout_s
         while True:
             self._sock.settimeout(max(deadline - time.monotonic(), 0.001))
-            answer = self._receive()
+            answer = self._receive(take)
             match answer.get("t"):
                 case "ok":
-                    return
+                    return answer
                 case "error":
                     raise HandoverError(str(answer.get("message")))
                 case _:
@@ -131,6 +158,38 @@ class Control:
             ours.close()
             raise
         return ours
+
+    def listeners(self) -> dict[str, list[socket.socket]]:
+        """Copies of what the instance listens on, by door. Raises HandoverError."""
+        fds: list[int] = []
+        try:
+            doors = self.order("listeners", timeout_s=SHARE_S, take=fds).get("doors")
+            if not isinstance(doors, list) or len(doors) != len(fds):
+                raise HandoverError("The instance does not say what its sockets are.")
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+        shared: dict[str, list[socket.socket]] = {}
+        for door, fd in zip(doors, fds, strict=True):
+            shared.setdefault(str(door), []).append(socket.socket(fileno=fd))
+        return shared
+
+
+def share_listeners(folder: Path) -> dict[str, list[socket.socket]]:
+    """What a living instance listens on, for one that starts and got nothing from systemd.
+
+    `folder` has the instances' control sockets, ``N.sock``; the newest that answers is taken. Empty
+    where none can be asked.
+    """
+    paths = [path for path in folder.glob("*.sock") if path.stem.isdecimal()]
+    for path in sorted(paths, key=lambda path: -int(path.stem))[:MAX_SIBLINGS]:
+        try:
+            with Control(path, SHARE_S) as control:
+                return control.listeners()
+        except HandoverError as error:
+            log.info("%s gave no listening sockets: %s", path, error)
+    return {}
 
 
 class _Quiet(Exception):
