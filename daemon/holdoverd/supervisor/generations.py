@@ -267,11 +267,11 @@ class Generations:
 
     async def deploy(self, python: str | None) -> int:
         """Prepare a generation and begin its deploy. Raises RefusedError."""
-        if self._deploying is not None:
-            raise RefusedError("A deploy is under way; wait for it, or see `holdover status`.")
         generation = await self.prepare(python)
+        if self._deploying is not None:  # only now: two may have asked at once
+            raise RefusedError("A deploy is under way; wait for it, or see `holdover status`.")
         progress_path(self._plan.runtime, generation).unlink(missing_ok=True)
-        self._start_deploy(generation)
+        self._deploying = self._start_deploy(generation)
         assert self._nursery is not None
         self._nursery.start_soon(self._follow_deploy, generation)
         return generation
@@ -279,8 +279,8 @@ class Generations:
     def deploying(self) -> bool:
         return self._deploying is not None
 
-    def _start_deploy(self, generation: int) -> None:
-        self._deploying = Process(
+    def _start_deploy(self, generation: int) -> Process:
+        return Process(
             [sys.executable, "-m", "holdoverd.deploy", "--up", "--generation", str(generation)],
             pass_fds=[],
             env=dict(self._plan.environment),
@@ -288,18 +288,19 @@ class Generations:
 
     async def _follow_deploy(self, generation: int) -> None:
         """Killed in the middle, it is started again and goes on from what it finds."""
-        for _ in range(MAX_DEPLOY_STARTS):
-            process = self._deploying
-            assert process is not None
+        starts = 1
+        while (process := self._deploying) is not None:
             try:
                 await process.wait()
             except trio.Cancelled:
                 process.terminate()
                 raise
-            if process.returncode is not None and process.returncode >= 0:
-                break
-            self._start_deploy(generation)
-        self._deploying = None
+            killed = process.returncode is not None and process.returncode < 0
+            if not killed or starts >= MAX_DEPLOY_STARTS:
+                self._deploying = None
+            else:
+                starts += 1
+                self._deploying = self._start_deploy(generation)
 
 
 async def _version(python: str, env: Mapping[str, str]) -> str:
