@@ -29,7 +29,7 @@ def decode(cursor: str, kind: str, types: Sequence[type]) -> list[int | str]:
         and all(0 <= v < 2**63 if isinstance(v, int) else _is_sound(v) for v in values[1:])
     ):
         return values[1:]
-    raise BadRequest("This cursor is not one of this list; start again without a cursor.")
+    raise BadRequest("This cursor is not one of ours for this list; start again without a cursor.")
 
 
 def _is_sound(text: str) -> bool:

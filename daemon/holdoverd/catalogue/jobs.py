@@ -5,8 +5,6 @@ written back, inside the transaction of the write. The claim is one statement, s
 with many writers two claimers never wait for each other, let alone take the same job.
 """
 
-import base64
-import binascii
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 
@@ -22,9 +20,9 @@ from sqlalchemy import (
     update,
 )
 
+from holdoverd.catalogue import cursors
 from holdoverd.catalogue.schema import job_logs, jobs, sessions
 from holdoverd.catalogue.statements import upserting
-from holdoverd.errors import BadRequest
 from holdoverd.jobs.rules import CLOCK_STEP_MS, Job, Running, check_held
 
 COLUMNS = tuple(field.name for field in fields(Job))
@@ -224,20 +222,11 @@ def list_jobs(
     if processor is not None:
         query = query.where(jobs.c.processor == processor)
     if cursor is not None:
-        query = query.where(tuple_(jobs.c.created_at, jobs.c.id) < tuple_(*_read_cursor(cursor)))
+        before = cursors.decode(cursor, "jobs", (int, str))
+        query = query.where(tuple_(jobs.c.created_at, jobs.c.id) < tuple_(*before))
     query = query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit + 1)
     found = [Job(*row) for row in cx.execute(query)]
-    shown = found[:limit]
-    return shown, _make_cursor(shown[-1]) if len(found) > limit else None
-
-
-def _make_cursor(job: Job) -> str:
-    return base64.urlsafe_b64encode(f"{job.created_at}:{job.id}".encode()).decode()
-
-
-def _read_cursor(cursor: str) -> tuple[int, str]:
-    try:
-        at, _, job_id = base64.urlsafe_b64decode(cursor.encode()).decode().partition(":")
-        return int(at), job_id
-    except (ValueError, binascii.Error) as error:
-        raise BadRequest("The cursor is not one of ours; list from the beginning.") from error
+    if len(found) <= limit:
+        return found, None
+    last = found[limit - 1]
+    return found[:limit], cursors.encode("jobs", (last.created_at, last.id))
