@@ -13,14 +13,13 @@ import os
 import pwd
 import re
 import stat
-import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from holdoverd.callers import ACCOUNT_NAME
 from holdoverd.deploy import layout
-from holdoverd.deploy.layout import InstallError, call, render, write_if_changed
+from holdoverd.deploy.layout import InstallError, call, render, systemctl, write_if_changed
 
 DEFAULT_ACCOUNT = "holdover-agent"
 """Made by the install itself; agents of owners that are bound to no other account run as it."""
@@ -263,20 +262,11 @@ class AccountInUseError(InstallError):
 
 def running_agents(name: str) -> tuple[str, ...]:
     """The units of the account's agents that are there just now."""
-    listing = _systemctl("list-units", "--plain", "--no-legend", f"holdover-agent-{name}@*.service")
+    listing = systemctl(
+        *("list-units", "--plain", "--no-legend", f"holdover-agent-{name}@*.service"), check=False
+    )
     return tuple(line.split()[0] for line in listing.splitlines() if line.strip())
 
 
 def _is_active(unit: str) -> bool:
-    return _systemctl("is-active", unit).strip() == "active"
-
-
-def _systemctl(*arguments: str) -> str:
-    done = subprocess.run(
-        ["systemctl", "--no-pager", *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout
+    return systemctl("is-active", unit, check=False).strip() == "active"

@@ -11,9 +11,7 @@ from typing import Protocol
 
 from holdoverd.deploy import accounts, layout, workers
 from holdoverd.deploy.accounts import DAEMON_USER
-from holdoverd.deploy.layout import InstallError
-
-COMMAND_S = 60.0
+from holdoverd.deploy.layout import COMMAND_S, InstallError, systemctl
 
 
 class Host(Protocol):
@@ -74,7 +72,7 @@ class SystemdHost:
 
     def public_address(self) -> tuple[str, int]:
         """Where holdover.socket listens, drop-ins included; a wildcard as loopback."""
-        listens = _systemctl("show", "--value", "--property=Listen", "holdover.socket")
+        listens = systemctl("show", "--value", "--property=Listen", "holdover.socket")
         for line in listens.splitlines():
             if match := re.match(r"(.+):(\d+) \(Stream\)", line.strip()):
                 host = match[1].strip("[]")
@@ -112,39 +110,29 @@ class SystemdHost:
             folder = layout.RELEASES / release
             changed = [accounts.renew(folder), workers.renew(folder)]
             if any(changed):
-                _systemctl("daemon-reload")
+                systemctl("daemon-reload")
             # Where the release before knew no jobs, nobody has opened these yet.
             sockets = layout.UNITS.glob("holdover-processor-*.socket")
-            _systemctl("start", workers.SOCKET, *(path.name for path in sockets), check=False)
+            systemctl("start", workers.SOCKET, *(path.name for path in sockets), check=False)
             workers.want(folder)
         layout.commit(generation)
 
     def migrate(self, generation: int) -> None:
         release = self.release_of(generation)
-        done = subprocess.run(
-            [
-                *("runuser", "-u", DAEMON_USER, "--", "env"),
-                *(f"STATE_DIRECTORY={layout.STATE}", f"HOLDOVER_RUNTIME_DIR={layout.RUNTIME}"),
-                str(layout.RELEASES / str(release) / "bin/python"),
-                *("-I", "-m", "holdoverd", "--migrate"),
-            ],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
+        run_migration(
+            *("runuser", "-u", DAEMON_USER, "--", "env"),
+            *(f"STATE_DIRECTORY={layout.STATE}", f"HOLDOVER_RUNTIME_DIR={layout.RUNTIME}"),
+            str(layout.RELEASES / str(release) / "bin/python"),
+            *("-I", "-m", "holdoverd"),
         )
-        if done.returncode:
-            last = next((t for t in reversed(done.stderr.splitlines()) if t.strip()), "no reason")
-            raise InstallError(f"it could not bring the catalogue to its schema: {last[:300]}")
 
     def _show(self, generation: int, *names: str) -> list[str]:
-        shown = _systemctl("show", f"--property={','.join(names)}", unit(generation))
+        shown = systemctl("show", f"--property={','.join(names)}", unit(generation))
         values = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
         return [values.get(name, "") for name in names]
 
     def start(self, generation: int) -> None:
-        _systemctl("start", "--no-block", unit(generation))
+        systemctl("start", "--no-block", unit(generation))
 
     def running(self, generation: int) -> bool:
         state, job = self._show(generation, "ActiveState", "Job")
@@ -191,12 +179,12 @@ class SystemdHost:
 
     def kill(self, generation: int) -> None:
         # A stop alone waits for TimeoutStopSec=, and a kill alone is answered by Restart=.
-        _systemctl("kill", "--signal=KILL", unit(generation), check=False)
-        _systemctl("stop", unit(generation), check=False)
-        _systemctl("reset-failed", unit(generation), check=False)
+        systemctl("kill", "--signal=KILL", unit(generation), check=False)
+        systemctl("stop", unit(generation), check=False)
+        systemctl("reset-failed", unit(generation), check=False)
 
     def stop(self, generation: int) -> None:
-        _systemctl("stop", unit(generation))
+        systemctl("stop", unit(generation))
 
     def live_generations(self) -> Sequence[int]:
         return layout.active_generations()
@@ -204,6 +192,21 @@ class SystemdHost:
 
 def unit(generation: int) -> str:
     return f"holdoverd@{generation}.service"
+
+
+def run_migration(*daemon: str) -> None:
+    """Have a release's daemon bring the catalogue to its schema. Raises InstallError: it could not."""
+    done = subprocess.run(
+        [*daemon, "--migrate"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode:
+        last = next((t for t in reversed(done.stderr.splitlines()) if t.strip()), "no reason")
+        raise InstallError(f"it could not bring the catalogue to its schema: {last[:300]}")
 
 
 def read_trial(path: Path) -> int | None:
@@ -221,22 +224,3 @@ def write_trial(path: Path, generation: int, release: str | None, previous: int 
     with os.fdopen(fd, "w") as file:
         file.write(text + "\n")
     draft.replace(path)
-
-
-def _systemctl(*arguments: str, check: bool = True) -> str:
-    try:
-        done = subprocess.run(
-            ["systemctl", "--no-pager", *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=COMMAND_S,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise InstallError(
-            f"`systemctl {' '.join(arguments)}` took over {COMMAND_S:.0f} s"
-        ) from error
-    if check and done.returncode:
-        raise InstallError(f"`systemctl {' '.join(arguments)}` failed: {done.stderr.strip()}")
-    return done.stdout

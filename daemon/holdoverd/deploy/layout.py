@@ -33,6 +33,8 @@ PACKAGED_LINK = OPT / "command"
 HISTORY = OPT / "history"
 LAST_DEPLOY = OPT / "last-deploy.json"
 
+COMMAND_S = 60.0
+
 
 class InstallError(Exception):
     """Says what is wrong with this host or tree, and what to do about it."""
@@ -105,6 +107,26 @@ def call(*command: str | Path, what: str) -> None:
     if done.returncode:
         tail = "\n".join(done.stdout.splitlines()[-30:])
         raise InstallError(f"{what} failed: `{' '.join(map(str, command))}` says\n{tail}")
+
+
+def systemctl(*arguments: str, check: bool = True) -> str:
+    """What it prints. Raises InstallError: it hangs, or (`check`) it failed."""
+    try:
+        done = subprocess.run(
+            ["systemctl", "--no-pager", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=COMMAND_S,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise InstallError(
+            f"`systemctl {' '.join(arguments)}` took over {COMMAND_S:.0f} s"
+        ) from error
+    if check and done.returncode:
+        raise InstallError(f"`systemctl {' '.join(arguments)}` failed: {done.stderr.strip()}")
+    return done.stdout
 
 
 def write_if_changed(path: Path, text: str) -> bool:
@@ -220,15 +242,11 @@ def committed() -> list[str]:
 
 
 def active_generations() -> list[int]:
-    listing = subprocess.run(
-        [
-            *("systemctl", "list-units", "--plain", "--no-legend"),
-            *("--state=active,activating,reloading,deactivating", "holdoverd@*.service"),
-        ],
-        capture_output=True,
-        text=True,
+    listing = systemctl(
+        *("list-units", "--plain", "--no-legend"),
+        *("--state=active,activating,reloading,deactivating", "holdoverd@*.service"),
         check=False,
-    ).stdout
+    )
     return sorted(
         int(n) for n in re.findall(r"^\s*holdoverd@(\d+)\.service", listing, re.MULTILINE)
     )

@@ -1,15 +1,13 @@
 """What a deploy needs of `holdover up`: the same as of systemd, asked of the supervisor."""
 
 import json
-import os
 import socket
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from holdover.places import SUPERVISOR_SOCKET
-from holdoverd.deploy.hosts import read_trial, write_trial
+from holdoverd.deploy.hosts import read_trial, run_migration, write_trial
 from holdoverd.deploy.layout import InstallError
 
 ASK_S = 30.0
@@ -105,19 +103,7 @@ class UpHost:
         ask(self._runtime, "commit", generation=generation)
 
     def migrate(self, generation: int) -> None:
-        command = ask(self._runtime, "command", generation=generation)
-        done = subprocess.run(
-            [*command, "--migrate"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            env=dict(os.environ),
-        )
-        if done.returncode:
-            last = next((t for t in reversed(done.stderr.splitlines()) if t.strip()), "no reason")
-            raise InstallError(f"it could not bring the catalogue to its schema: {last[:300]}")
+        run_migration(*ask(self._runtime, "command", generation=generation))
 
     def start(self, generation: int) -> None:
         ask(self._runtime, "start", generation=generation)
