@@ -12,6 +12,7 @@ from typing import Protocol
 from holdoverd.deploy import accounts, layout, workers
 from holdoverd.deploy.accounts import DAEMON_USER
 from holdoverd.deploy.layout import COMMAND_S, InstallError, systemctl
+from holdoverd.whole import write_whole
 
 
 class Host(Protocol):
@@ -217,10 +218,5 @@ def read_trial(path: Path) -> int | None:
 
 
 def write_trial(path: Path, generation: int, release: str | None, previous: int | None) -> None:
-    """Whole or not at all, and never through a link that somebody else has put there."""
     text = json.dumps({"generation": generation, "release": release, "previous": previous})
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "w") as file:
-        file.write(text + "\n")
-    draft.replace(path)
+    write_whole(path, text + "\n")

@@ -5,6 +5,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from holdoverd.whole import write_whole
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -17,10 +19,7 @@ class Outcome:
     at: int
 
     def write(self, path: Path) -> None:
-        draft = path.with_name(f".{path.name}.new")
-        draft.write_text(json.dumps(asdict(self)) + "\n")
-        draft.chmod(0o644)
-        draft.replace(path)
+        write_whole(path, json.dumps(asdict(self)) + "\n", mode=0o644)
 
     @classmethod
     def read(cls, path: Path) -> "Outcome | None":

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from holdoverd.ids import new_id
+from holdoverd.whole import write_whole
 
 SUFFIX = ".lock"
 RELEASE = "release"
@@ -78,21 +79,12 @@ def release_of(python: str) -> Path:
 
 
 def want(folder: Path, release: Path) -> None:
-    """Have workers of other releases go once they have finished. Whoever starts workers says so.
-
-    Root may write here, in a folder of the daemon's: never through a link that lies there.
-    """
+    """Have workers of other releases go once they have finished. Whoever starts workers says so."""
     text = f"{release}\n"
     with contextlib.suppress(OSError):
         if (folder / RELEASE).read_text() == text:
             return
-    fresh = folder / f"{RELEASE}.new"
-    fresh.unlink(missing_ok=True)
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    with os.fdopen(fd, "w") as file:
-        os.fchmod(fd, 0o644)  # whatever the umask: workers read it
-        file.write(text)
-    fresh.replace(folder / RELEASE)
+    write_whole(folder / RELEASE, text, mode=0o644)  # written by root, read by workers
 
 
 def is_wanted(folder: Path, release: str) -> bool:

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from holdoverd.storage.plan import identities
+from holdoverd.whole import write_whole
 
 
 def ensure_keys(path: Path) -> bool:
@@ -20,21 +21,11 @@ def ensure_keys(path: Path) -> bool:
         "access_key": base64.b32encode(os.urandom(10)).decode(),
         "secret_key": base64.urlsafe_b64encode(os.urandom(30)).decode(),
     }
-    _write_private(path, json.dumps(keys) + "\n")
+    write_whole(path, json.dumps(keys) + "\n", sync=True)
     return True
 
 
 def write_identities(keys: Path, target: Path) -> None:
     """Tell storage of the keys in the file `keys`, in a file of its own that only its user reads."""
     pair = json.loads(keys.read_text(encoding="utf-8"))
-    _write_private(target, identities(pair["access_key"], pair["secret_key"]))
-
-
-def _write_private(path: Path, text: str) -> None:
-    draft = path.with_name(path.name + ".new")
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    write_whole(target, identities(pair["access_key"], pair["secret_key"]), sync=True)

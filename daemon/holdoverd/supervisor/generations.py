@@ -24,6 +24,7 @@ from holdoverd.supervisor.daemon import Daemon, Process
 from holdoverd.supervisor.health import MAX_DATAGRAM_BYTES
 from holdoverd.supervisor.plan import Plan
 from holdoverd.supervisor.sockets import Sockets
+from holdoverd.whole import write_whole
 
 VERSION_S = 10.0
 MAX_DEPLOY_STARTS = 5
@@ -68,9 +69,7 @@ class Record:
         return self.last
 
     def write(self) -> None:
-        draft = self.path.with_suffix(".new")
-        draft.write_text(json.dumps({"last": self.last, "current": self.current}) + "\n")
-        draft.replace(self.path)
+        write_whole(self.path, json.dumps({"last": self.last, "current": self.current}) + "\n")
 
 
 class Generations:
@@ -169,10 +168,8 @@ class Generations:
             self._nursery.cancel_scope.cancel()
 
     def _write_pid(self) -> None:
-        # Whole or not at all: others read it at any moment.
-        written = self._plan.runtime / "daemon.pid.new"
-        written.write_text(f"{self.pid}\n")
-        written.replace(self._plan.runtime / "daemon.pid")
+        # Others read it at any moment.
+        write_whole(self._plan.runtime / "daemon.pid", f"{self.pid}\n", mode=0o644)
 
     def kill(self, generation: int) -> None:
         if (daemon := self._living.get(generation)) is not None:

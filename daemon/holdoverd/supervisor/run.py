@@ -10,12 +10,9 @@ plan -> folders, locks, sockets
         signals    a stop request ends the daemon, then launches, then the agents
 """
 
-import contextlib
-import os
 import signal
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 import trio
 
@@ -30,6 +27,7 @@ from holdoverd.supervisor.plan import Plan, UpOptions, make_plan
 from holdoverd.supervisor.sockets import Sockets, open_sockets
 from holdoverd.supervisor.storage import Storage
 from holdoverd.supervisor.workers import Workers
+from holdoverd.whole import write_whole
 
 
 def run_up(options: UpOptions, env: Mapping[str, str]) -> int:
@@ -131,7 +129,7 @@ def _login_token(plan: Plan, address: str) -> str | None:
             "/v1/tokens", {"name": "holdover up", "scopes": ["admin"]}
         )
         token = str(made["token"])
-        _write_private(plan.token_file, token + "\n")
+        write_whole(plan.token_file, token + "\n")
     except (CommandError, OSError, KeyError, TypeError) as error:
         _say(f"No login could be made: {error}")
         return None
@@ -146,15 +144,6 @@ def _is_good(token: str, address: str) -> bool:
             return False
         raise
     return True
-
-
-def _write_private(path: Path, text: str) -> None:
-    draft = path.with_suffix(".new")
-    with contextlib.suppress(FileNotFoundError):
-        draft.unlink()
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    draft.replace(path)
 
 
 def _say(text: str) -> None:
