@@ -20,7 +20,7 @@ import click
 from holdover import health, places
 from holdover.client import Client
 from holdover.commands.options import client_of, json_option, print_json
-from holdover.commands.status import LAST_DEPLOY
+from holdover.commands.status import LAST_DEPLOY, last_deploy
 from holdover.exits import CommandError, Exit
 from holdover.health import Finding
 from holdover.host import on_up, up_runtime
@@ -92,10 +92,7 @@ def _look(ctx: click.Context, *, quick: bool) -> Iterator[Finding]:
     if host:
         yield from health.sockets(_sockets())
         yield from health.failed_units(_failed())
-        last = None
-        with contextlib.suppress(OSError, ValueError):
-            last = json.loads(LAST_DEPLOY.read_text())
-        yield health.deploys(last)
+        yield health.deploys(last_deploy(LAST_DEPLOY))
         if settings is not None:
             yield health.descriptors(
                 _open_files(answer),

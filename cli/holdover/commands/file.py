@@ -11,7 +11,7 @@ from typing import IO, Any
 import click
 
 from holdover.client import Client, path_of
-from holdover.commands.options import client_of, json_option, print_json
+from holdover.commands.options import client_of, json_option, print_json, up_to
 from holdover.exits import CommandError, Exit
 from holdover.render import moment, one_line, table
 from holdover.transfer import names
@@ -353,12 +353,7 @@ def ls(ctx: click.Context, query: str | None, limit: int, as_json: bool, where: 
     whole = there.folder and not there.path
     listed = client.items("/v1/files", limit=limit + 1 if whole else MANY, **asked)
     rows: list[list[str]] = []
-    for item in listed:
-        if not whole and not there.matches(item):
-            continue
-        if len(rows) == limit:
-            click.echo(f"There are more than {limit}; --limit shows them.", err=True)
-            break
+    for item in up_to(limit, (item for item in listed if whole or there.matches(item))):
         if as_json:
             print_json(item)
         state = "" if item["state"] == "ready" else f" ({item['state']})"

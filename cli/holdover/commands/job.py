@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from holdover.client import Client, one_by_prefix, path_of
-from holdover.commands.options import client_of, json_option, print_json
+from holdover.commands.options import client_of, json_option, print_json, up_to
 from holdover.exits import CommandError, Exit
 from holdover.render import moment, one_line, sanitise, table
 
@@ -96,10 +96,7 @@ def ls(
     """List jobs, newest first."""
     listed = client_of(ctx).items("/v1/jobs", limit=limit + 1, state=state, processor=processor)
     rows = []
-    for count, item in enumerate(listed):
-        if count == limit:
-            click.echo(f"There are more than {limit}; --limit shows them.", err=True)
-            break
+    for item in up_to(limit, listed):
         if as_json:
             print_json(item)
         rows.append(

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import click
@@ -13,6 +13,7 @@ from holdover.exits import CommandError, Exit
 MAX_PROMPT_BYTES = 10 << 20
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_Item = TypeVar("_Item")
 
 
 def json_option(function: _Function) -> _Function:
@@ -24,6 +25,15 @@ def json_option(function: _Function) -> _Function:
 def client_of(ctx: click.Context) -> Client:
     """The client for the door that --url, or this machine, gives."""
     return Client(find_door(ctx.find_root().obj))
+
+
+def up_to(limit: int, items: Iterable[_Item]) -> Iterator[_Item]:
+    """The first `limit` of `items`; says on stderr when there are more."""
+    for count, item in enumerate(items):
+        if count == limit:
+            click.echo(f"There are more than {limit}; --limit shows them.", err=True)
+            return
+        yield item
 
 
 def print_json(item: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from holdover.client import Client, one_by_prefix, path_of, resolve_session
-from holdover.commands.options import client_of, json_option, print_json, read_text
+from holdover.commands.options import client_of, json_option, print_json, read_text, up_to
 from holdover.commands.prompts import fits_request, submit, wait_for_turn
 from holdover.exits import CommandError, Exit
 from holdover.render import moment, one_line, permission_line, table
@@ -102,10 +102,7 @@ def ls(
         "/v1/sessions", limit=limit + 1, state=state, agent=agent, q=query
     )
     rows = []
-    for count, item in enumerate(listed):
-        if count == limit:
-            click.echo(f"There are more than {limit}; --limit shows them.", err=True)
-            break
+    for item in up_to(limit, listed):
         if as_json:
             print_json(item)
         rows.append(
@@ -412,10 +409,7 @@ def search(
     session_id = None if within is None else resolve_session(client, within)
     hits = client.items("/v1/search", limit=limit + 1, q=query, session=session_id)
     rows = []
-    for count, hit in enumerate(hits):
-        if count == limit:
-            click.echo(f"There are more than {limit}; --limit shows them.", err=True)
-            break
+    for hit in up_to(limit, hits):
         if as_json:
             print_json(hit)
         rows.append(

@@ -31,7 +31,7 @@ def status(ctx: click.Context, as_json: bool) -> None:
     health = client.get("/healthz")
     instances = _instances(client)
     up = up_runtime(os.environ)
-    deploy = _last_deploy(LAST_DEPLOY if up is None else up / "last-deploy.json")
+    deploy = last_deploy(LAST_DEPLOY if up is None else up / "last-deploy.json")
     counts = Counter(item["state"] for item in client.items("/v1/sessions", limit=10_000))
     if as_json:
         print_json(
@@ -67,7 +67,7 @@ def _instances(client: Client) -> list[dict[str, Any]] | None:
         raise
 
 
-def _last_deploy(path: Path) -> dict[str, Any] | None:
+def last_deploy(path: Path) -> dict[str, Any] | None:
     """How the last deploy of this host ended, or that it is under way; None where none was."""
     try:
         found = json.loads(path.read_text())

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 from holdover.client import Client, path_of
@@ -19,7 +18,7 @@ from holdover.exits import CommandError, Exit
 from holdover.transfer.journal import Journal
 from holdover.transfer.lane import Got, Lane, LocalError, Stop, persist
 from holdover.transfer.rules import DOWNLOAD_PART_BYTES, Cut, Patience, Verdict
-from holdover.transfer.sending import PARALLEL, Progress, blocks, in_threads
+from holdover.transfer.sending import PARALLEL, Progress, blocks, in_lanes
 
 LOOK_S = 0.02
 SYNC_EVERY = 8  # parts
@@ -143,33 +142,24 @@ class _Fetching:
         cut = state.cut
         os.ftruncate(fd, cut.size)
         progress.moved(cut.bytes_of(state.done))
-        left: SimpleQueue[int] = SimpleQueue()
-        numbers = [n for n in cut.numbers if n not in state.done]
-        for number in numbers if cut.size else []:
-            left.put(number)
+        numbers = [n for n in cut.numbers if n not in state.done] if cut.size else []
         keeping = threading.Lock()
 
-        def work() -> None:
-            with self._stop.lane() as lane:
-                while True:
-                    self._stop.check()
-                    try:
-                        number = left.get_nowait()
-                    except Empty:
-                        return
-                    self._fetch_part(lane, file, url, state, fd, number, progress)
-                    with keeping:
-                        state.done.add(number)
-                        journal.write(state.record())
+        def fetch(lane: Lane, number: int) -> None:
+            self._fetch_part(lane, file, url, state, fd, number, progress)
+            with keeping:
+                state.done.add(number)
+                journal.write(state.record())
 
-        if numbers and state.etag is None and cut.size:
+        if numbers and state.etag is None:
             # The first alone: it tells which object this is.
+            first = numbers.pop(0)
             with self._stop.lane() as lane:
-                self._fetch_part(lane, file, url, state, fd, left.get_nowait(), progress)
-                state.done.add(numbers[0])
+                self._fetch_part(lane, file, url, state, fd, first, progress)
+                state.done.add(first)
         with ThreadPoolExecutor(1) as beside:
             hashed = beside.submit(self._follow, state, fd)
-            in_threads(min(self._parallel, len(numbers)), work, self._stop)
+            in_lanes(numbers, self._parallel, fetch, self._stop)
             hashed.result()
 
     def _follow(self, state: "_State", fd: int) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -224,24 +224,12 @@ class _Sending:
     def _put_parts(
         self, source: Source, upload: _Upload, signed: "_Urls", progress: Progress
     ) -> None:
-        left: SimpleQueue[int] = SimpleQueue()
         numbers = [n for n in upload.cut.numbers if n not in upload.etags]
-        for number in numbers:
-            left.put(number)
 
-        def work() -> None:
-            with self._stop.lane() as lane:
-                while True:
-                    self._stop.check()
-                    try:
-                        number = left.get_nowait()
-                    except Empty:
-                        return
-                    upload.etags[number] = self._put_part(
-                        lane, source, upload, signed, number, progress
-                    )
+        def put(lane: Lane, number: int) -> None:
+            upload.etags[number] = self._put_part(lane, source, upload, signed, number, progress)
 
-        in_threads(min(self._parallel, len(numbers)), work, self._stop)
+        in_lanes(numbers, self._parallel, put, self._stop)
 
     def _put_part(
         self,
@@ -420,6 +408,27 @@ def blocks(fd: int, offset: int, length: int, stop: Stop) -> Iterator[bytes]:
             return
         yield block
         offset += len(block)
+
+
+def in_lanes(
+    numbers: Sequence[int], parallel: int, carry: Callable[[Lane, int], None], stop: Stop
+) -> None:
+    """`carry` each part once, in so many lanes side by side; see `in_threads`."""
+    left: SimpleQueue[int] = SimpleQueue()
+    for number in numbers:
+        left.put(number)
+
+    def work() -> None:
+        with stop.lane() as lane:
+            while True:
+                stop.check()
+                try:
+                    number = left.get_nowait()
+                except Empty:
+                    return
+                carry(lane, number)
+
+    in_threads(min(parallel, len(numbers)), work, stop)
 
 
 def in_threads(count: int, work: Callable[[], None], stop: Stop) -> None:
