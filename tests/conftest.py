@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection
 
+from holdoverd.catalogue.dialect import dialect_for
 from holdoverd.catalogue.store import Catalogue
 from tests.needs import NO_POSTGRESQL
 from tests.postgres import Postgres
@@ -80,3 +82,16 @@ def migrated(database: str, tmp_path: Path, request: pytest.FixtureRequest) -> I
     server: Postgres = request.getfixturevalue("postgres")
     yield server.url(template)
     server.empty(template)
+
+
+@pytest.fixture
+def cx(migrated: str) -> Iterator[Connection]:
+    """A connection in one write transaction, which is dropped at the end."""
+    dialect = dialect_for(migrated)
+    engine = dialect.writer_engine()
+    with engine.connect() as connection:
+        connection.begin()
+        yield connection
+        connection.rollback()
+    engine.dispose()
+    dialect.close()

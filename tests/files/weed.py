@@ -5,10 +5,8 @@ units/): nothing but test data goes in.
 """
 
 import json
-import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,20 +16,16 @@ from urllib.request import urlopen
 
 from holdoverd.settings import StorageSettings, load
 from holdoverd.storage.credentials import Credentials
+from holdoverd.storage.serve import find_program
 
 KEYS = Credentials("AKIDFORTESTS", "secret-for-tests-only")
 START_S = 60
 
 
-def weed_program() -> str | None:
-    beside = Path(sys.executable).with_name("weed")
-    return str(beside) if beside.exists() else shutil.which("weed")
-
-
 @contextmanager
 def running_weed(folder: Path) -> Iterator[str]:
     """A server that keeps its data in `folder`; its S3 endpoint. Stopped at the end."""
-    program = weed_program()
+    program = find_program()
     assert program is not None, "the caller skips without it"
     folder.mkdir(parents=True, exist_ok=True)
     identity = {
@@ -43,7 +37,7 @@ def running_weed(folder: Path) -> Iterator[str]:
     config.write_text(json.dumps({"identities": [identity]}))
     (folder / "data").mkdir(exist_ok=True)
     ports = _free_ports(4)
-    command = [program, "-logtostderr=true", "server", f"-dir={folder / 'data'}"]
+    command = [str(program), "-logtostderr=true", "server", f"-dir={folder / 'data'}"]
     command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-iam=false"]
     command += ["-master.volumeSizeLimitMB=64", "-volume.max=5000", "-webdav=false"]
     for name, port in zip(("master", "volume", "filer", "s3"), ports, strict=True):

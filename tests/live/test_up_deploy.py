@@ -14,7 +14,7 @@ import trio
 
 from holdoverd.deploy.uphost import ask
 from tests.live.kills import LineWatcher, agent_pids
-from tests.live.up import Up, running, wait_until
+from tests.live.up import Up, holdover, running, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -27,16 +27,6 @@ def up() -> Iterator[Up]:
         env = {"HOLDOVER_DEPLOY_BAKE_S": "1", "HOLDOVER_DRAIN_MODE": "migrate"}
         with running(Path(folder), **env) as one:
             yield one
-
-
-def holdover(up: Up, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "holdover", *arguments],
-        env={**os.environ, "HOLDOVER_RUNTIME_DIR": str(up.runtime)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 def catches_term(pid: int) -> bool:

@@ -136,6 +136,18 @@ class Up(Api):
         return (self.folder / "output").read_text()
 
 
+def holdover(up: Up, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run the command line in another terminal, as it were."""
+    return subprocess.run(
+        [sys.executable, "-m", "holdover", *arguments],
+        env={**os.environ, "HOLDOVER_RUNTIME_DIR": str(up.runtime)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
 @contextlib.contextmanager
 def running(folder: Path, *, storage: bool = False, **env: str) -> Iterator[Up]:
     """`holdover up` in `folder`, which should have a short path: sockets live in it."""

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -55,17 +55,6 @@ class SilenceWatcher(LineWatcher):
             self.heard_at = now
 
 
-@dataclass
-class TimedVisitors(Visitors):
-    times_s: list[float] = field(default_factory=list)
-
-    async def _visit(self) -> None:
-        started, had = trio.current_time(), self.answered
-        await super()._visit()
-        if self.answered > had:
-            self.times_s.append(trio.current_time() - started)
-
-
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """With a short path, unlike pytest's own: sockets live in it."""
@@ -84,7 +73,7 @@ async def test_fifty_handovers_under_streams_and_connections(folder: Path) -> No
         ]
         pids = await trio.to_thread.run_sync(partial(agent_pids, host, *ids))
         watchers = [SilenceWatcher(host.admin_socket, session) for session in ids]
-        visitors = TimedVisitors(host.port)
+        visitors = Visitors(host.port)
         async with trio.open_nursery() as nursery:
             for watcher in watchers:
                 nursery.start_soon(watcher.run)

