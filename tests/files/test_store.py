@@ -109,20 +109,6 @@ async def test_lists_what_is_open_and_what_is_stored(store: Store) -> None:
     assert await store.head("f/a") is None
 
 
-async def test_worker_reads_a_stream_from_any_offset(store: Store) -> None:
-    data = bytes(range(256)) * 8192  # 2 MiB
-    upload = await store.create_multipart("f/a")
-    await store.complete("f/a", upload, [await store.upload_part("f/a", upload, 1, data)])
-    async with await store.get_stream("f/a", 1000) as stream:
-        assert stream.size == len(data) - 1000
-        received = b""
-        while chunk := await stream.receive_some():
-            received += chunk
-    assert received == data[1000:]
-    with pytest.raises(StorageRefused):
-        await store.get_stream("f/none")
-
-
 async def test_clock_that_is_off_is_named(store: Store) -> None:
     await store.check_clock()
     off = Store(store._settings, KEYS, clock=lambda: time.time() - 600)

@@ -14,8 +14,7 @@ import email.utils
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -38,7 +37,6 @@ CONNECT_TIMEOUT_S = 3
 READ_TIMEOUT_S = 60
 MAX_WAITING = 1_000
 
-CHUNK_BYTES = 1024 * 1024
 
 # A URL signed by a clock that is further off may not be valid yet, or not any more. S3 itself lets
 # 15 minutes pass for its own calls, and so would not say it.
@@ -389,17 +387,6 @@ class Store:
 
         return await self._call("list its keys", read)
 
-    async def get_stream(self, key: str, offset: int = 0) -> "ObjectStream":
-        """Read `key` from `offset` to its end, for a worker; the caller closes it.
-
-        Raises StorageRefused (reason ``NoSuchKey``) when there is none.
-        """
-        ranged = {"Range": f"bytes={offset}-"} if offset else {}
-        answer = await self._call(
-            "read a file", lambda s3: s3.get_object(Bucket=self.bucket, Key=key, **ranged)
-        )
-        return ObjectStream(answer["Body"], int(answer["ContentLength"]), self._limiter)
-
     # -- how ------------------------------------------------------------------------------------
 
     async def _call(
@@ -493,46 +480,6 @@ class Store:
         # Half a second: the header has whole seconds, cut off.
         self._skew_s = at.timestamp() + 0.5 - self._clock()
         self._clock_seen_s = time.monotonic()
-
-
-class ObjectStream:
-    """The bytes of an object as they come, chunk by chunk; `size` is how many in all."""
-
-    def __init__(self, body: Any, size: int, limiter: trio.CapacityLimiter) -> None:
-        self._body = body
-        self.size = size
-        self._limiter = limiter
-
-    async def receive_some(self, max_bytes: int = CHUNK_BYTES) -> bytes:
-        """The next bytes, b"" after the last; StorageUnavailable when they break off."""
-        return await trio.to_thread.run_sync(self._read, max_bytes, limiter=self._limiter)
-
-    def _read(self, max_bytes: int) -> bytes:
-        with _reading():
-            return bytes(self._body.read(max_bytes))
-
-    async def aclose(self) -> None:
-        self._body.close()
-
-    async def __aenter__(self) -> "ObjectStream":
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-
-@contextmanager
-def _reading() -> Iterator[None]:
-    from botocore.exceptions import BotoCoreError
-    from urllib3.exceptions import HTTPError
-
-    try:
-        yield
-    except (BotoCoreError, HTTPError, OSError) as error:
-        raise StorageUnavailable(
-            f"Storage broke off in the middle of a file ({type(error).__name__}); read it again"
-            " from where it ended."
-        ) from error
 
 
 def _part(item: dict[str, Any]) -> StoredPart:
