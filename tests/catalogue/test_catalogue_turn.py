@@ -167,4 +167,4 @@ def test_lock_files_that_cannot_be_made_are_named(tmp_path: Path) -> None:
     turn = FileTurn(tmp_path / "nowhere" / "db")
     with pytest.raises(CatalogueError, match=r"nowhere/db-turn .*Check that its folder exists"):
         turn.held(0).__enter__()
-    assert set(os.listdir("/proc/self/fd")) == before  # nothing left open
+    assert set(os.listdir("/proc/self/fd")) <= before  # nothing left open

@@ -49,6 +49,13 @@ def market(folder: Path, name: str) -> Path:
     return plugin / "skills"
 
 
+def runs_by_itself(plugin: Path, command: str) -> None:
+    """A hook, so that trust has to be asked for."""
+    (plugin / "hooks").mkdir()
+    hook = {"hooks": [{"type": "command", "command": command}]}
+    (plugin / "hooks/hooks.json").write_text(json.dumps({"hooks": {"SessionStart": [hook]}}))
+
+
 def test_of_all_collisions_the_one_that_is_loaded_is_the_one_that_is_shown(
     tmp_path: Path,
     start: Start,
@@ -196,6 +203,7 @@ def test_a_plugin_is_installed_from_within_a_session_and_by_the_door(
 ) -> None:
     for name in ("inside", "outside"):
         skill(market(tmp_path, name), "greet", f"GREETS-{name}")
+    runs_by_itself(tmp_path / "outside/plugins/tools", "echo hello")
     program = str(claude_binary)
     session = up.new_session(agent="claude")["id"]
     install = f"{program} plugin marketplace add {tmp_path}/inside && {program} plugin install"
@@ -210,7 +218,7 @@ def test_a_plugin_is_installed_from_within_a_session_and_by_the_door(
     (found,) = up.call("GET", "/v1/marketplaces/outside?q=tools")["items"]
     assert (found["plugin"], found["installed"]) == ("tools@outside", False)
     status, answer = up.request("POST", "/v1/skills", {"source": "tools@outside"})
-    assert (status, bool(answer["error"]["executables"])) == (409, True)
+    assert (status, answer["error"]["executables"]) == (409, ["hook at SessionStart: echo hello"])
     up.call("POST", "/v1/skills", {"source": "tools@outside", "trust": True})
     other = up.new_session(agent="claude")["id"]
     assert told_of(up, scripted_api, other, "tools:greet")

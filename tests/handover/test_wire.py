@@ -57,7 +57,7 @@ async def test_what_is_no_packet_is_refused_and_its_descriptors_are_closed(data:
         socket.send_fds(raw, [data], [fd])
         with pytest.raises(HandoverError):
             await right.receive()
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(os.listdir("/proc/self/fd")) <= before
         os.close(fd)
 
 
@@ -68,7 +68,7 @@ async def test_more_descriptors_than_any_packet_has_are_refused_and_closed() -> 
         socket.send_fds(raw, [b"{}"], fds)
         with pytest.raises(HandoverError, match="descriptors"):
             await right.receive()
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(os.listdir("/proc/self/fd")) <= before
         for fd in fds:
             os.close(fd)
 

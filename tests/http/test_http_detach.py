@@ -36,7 +36,10 @@ WAIT_S = 60
 
 
 def open_sockets() -> int:
-    """Descriptors of this process that are sockets; the catalogue opens files as it likes."""
+    """Descriptors of this process that are sockets; the catalogue opens files as it likes.
+
+    An earlier test's may be closed by the garbage collector at any time: fewer are no leak.
+    """
     found = 0
     for fd in os.listdir("/proc/self/fd"):
         with suppress(FileNotFoundError):  # of the listing itself
@@ -111,7 +114,7 @@ async def pair(catalogue: Catalogue) -> AsyncIterator[Pair]:
     before = open_sockets()
     async with two_servers(catalogue) as pair:
         yield pair
-    assert open_sockets() == before, "a descriptor was left behind"
+    assert open_sockets() <= before, "a descriptor was left behind"
 
 
 class Peer:
@@ -319,7 +322,7 @@ async def test_whatever_it_is_in_the_middle_of_every_byte_arrives(
                 raise
             moves += pair.moves
             await gone(pair)
-        assert open_sockets() == before
+        assert open_sockets() <= before
     assert moves > 200
 
 
