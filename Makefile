@@ -10,6 +10,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Arguments for the program behind a target: make run ARGS="--port 9000", make test ARGS="-k keeper"
 ARGS ?=
 export PYTHON
+# A worker a core, up to four; what shares a folder runs in one worker (tests/conftest.py).
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help client run test quick check bench soak install uninstall deb lock clean
@@ -22,10 +24,10 @@ run: $(VENV)/run.stamp client ## Start Holdover in the foreground and say what t
 
 test: $(VENV)/dev.stamp client ## Run every test that this machine can run; name the others
 	@packaging/prepare test
-	$(BIN)/python -m pytest -m "not soak" $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not soak" $(ARGS)
 
 quick: $(VENV)/dev.stamp ## The cheap tests: under a minute, no root
-	$(BIN)/python -m pytest -q -m "not slow and not host and not claude and not soak" $(ARGS)
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "not slow and not host and not claude and not soak" $(ARGS)
 
 check: $(VENV)/dev.stamp ## Style, types, units and links
 	$(BIN)/ruff check .

@@ -21,6 +21,13 @@ from tests.needs import NO_POSTGRESQL
 from tests.postgres import Postgres
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A folder's tests run in one worker: they share machines, servers and browsers."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
+
+
 @pytest.fixture(autouse=True)
 def _same_folder() -> Iterator[None]:
     """Some of what is tested changes the folder it stands in, like any program of root's."""

@@ -13,7 +13,7 @@ import pytest
 
 from holdoverd.agents.presets import AgentSettings, build_launch
 from tests.agents.driver import DEADLINE_S, AgentProcess
-from tests.claude.install import LOCKS, InstallError, install, installed
+from tests.claude.install import LOCKS, InstallError, install
 
 API = Path(__file__).with_name("api.py")
 #: With these, nothing leaves the machine.
@@ -29,7 +29,7 @@ LOOPBACK_ENV = {
 def claude_binary(request: pytest.FixtureRequest) -> Path:
     """The native program, of two versions; installed on first use, with npm and the network."""
     try:
-        return installed(request.param) or install(request.param)
+        return install(request.param)
     except InstallError as error:
         pytest.skip(f"no Claude Code: {error}")
 

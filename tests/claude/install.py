@@ -9,6 +9,7 @@ when the locked version is there already.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
@@ -68,10 +69,17 @@ def npm() -> str:
 
 
 def install(folder: Path = FOLDER) -> Path:
-    """Install the locked version into `folder` unless it is there; returns the binary's path."""
-    if found := installed(folder):
-        return found
+    """Install the locked version into `folder` unless it is there; returns the binary's path.
+
+    One at a time: two workers of one run may both ask for it first.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return installed(folder) or _install(folder)
+
+
+def _install(folder: Path) -> Path:
     for name in ("package.json", "package-lock.json"):
         shutil.copyfile(LOCKS[folder] / name, folder / name)
     # Its install script only links the binary under another name; we run it where it lies.

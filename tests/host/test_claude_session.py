@@ -18,7 +18,7 @@ from uuid import uuid4
 import pytest
 import trio
 
-from tests.claude.install import FOLDER, InstallError, install, installed
+from tests.claude.install import FOLDER, InstallError, install
 from tests.host.machine import CGROUPS, SOURCE_INSIDE, Machine
 from tests.live.up import Api, wait_until
 from tests.live.watcher import Watcher, shown
@@ -38,7 +38,7 @@ WAIT_S = 120.0
 def api(host: Machine) -> Iterator[Api]:
     """The admin door of a daemon whose agent `claude` is the real one."""
     try:
-        program = installed(FOLDER) or install(FOLDER)
+        program = install(FOLDER)
     except InstallError as error:
         pytest.skip(f"no Claude Code: {error}")
     inside = host.path(PROGRAM)
