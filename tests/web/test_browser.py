@@ -172,24 +172,6 @@ def test_a_phone_is_logged_in_by_a_code_shown_here(up: Up, new_page: NewPage) ->
     page.get_by_role("heading", name="Sessions").wait_for()
 
 
-def test_a_killed_daemon_loses_no_word_and_costs_no_reload(up: Up, new_page: NewPage) -> None:
-    """The quiet line comes, and is gone at most three seconds after another daemon serves."""
-    session = up.new_session("stream 120 rate 15")["id"]
-    page = new_page(session)
-    page.evaluate("window.loadedOnce = true")
-    for number in range(3):
-        wait_until(lambda: words(page) > 15 * (number + 1), "words appear")  # noqa: B023
-        old = up.kill_daemon()
-        up.wait_new_daemon(old)
-    wait_until(lambda: page.get_by_text("Connection lost").count() == 0, "it is back", 3)
-    page.locator(".row.result").wait_for()
-    assert page.evaluate("window.loadedOnce") is True
-    texts = [m for m in up.log(session) if m["kind"] == "assistant"]
-    said = texts[0]["body"]["message"]["content"][0]["text"]
-    assert page.locator(".row.text").inner_text() == said
-    assert page.locator("[data-page] > [data-row]").count() == len(up.log(session))
-
-
 def test_sub_agents_are_nested_and_loaded_when_opened(up: Up, new_page: NewPage) -> None:
     session = up.new_session("agent 2 lines 150")["id"]
     up.wait_state(session, "idle")
