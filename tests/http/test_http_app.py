@@ -564,6 +564,19 @@ async def test_requests_reach_the_service_checked_and_its_answers_go_out(
     assert (answer.status == 204) == (answer.body == b"")
 
 
+async def test_an_admin_may_say_whose_answer_it_is(doors: Doors) -> None:
+    await doors.token("alice")
+    body = {"request_id": "p", "behavior": "allow"}
+    for path, named in (("", {"owner": "alice"}), ("?owner=alice", {})):
+        await doors.admin("POST", f"/v1/sessions/s/answers{path}", {**body, **named})
+        assert doors.sessions.calls[-1][:2] == ("answer", "alice")
+    token, _ = await doors.token("bob")
+    answer = await doors.ask(
+        "POST", "/v1/sessions/s/answers", {**body, "owner": "alice"}, **bearer(token)
+    )
+    assert answer.status == 403
+
+
 async def test_conflicts_say_who_answered(doors: Doors) -> None:
     answer = await doors.admin(
         "POST", "/v1/sessions/s/answers", {"request_id": "p", "behavior": "allow"}

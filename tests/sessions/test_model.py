@@ -1,11 +1,12 @@
 """What each line and each act changes in a session; see script.py for the verbs."""
 
 import json
+from typing import Any
 
 import pytest
 
 from holdoverd.agents.stream_json import classify
-from holdoverd.errors import Conflict, Gone, NotFound, TooLarge
+from holdoverd.errors import Conflict, Gone, NotFound, TooLarge, Unprocessable
 from holdoverd.sessions.model import (
     MAX_LINE_BYTES,
     MAX_NOTICED_FAULTS,
@@ -15,6 +16,7 @@ from holdoverd.sessions.model import (
     SessionModel,
     Status,
     Step,
+    context_of,
 )
 from tests.sessions.script import (
     NONCE,
@@ -550,3 +552,94 @@ def test_nothing_waits_for_the_keeper_of_a_launch_that_is_over() -> None:
     talk.prompt("p1")
     step = talk.dies()
     assert step.change.outbox_acked == ("l_1", talk.sent[-1][0])
+
+
+def test_a_prompt_that_an_agent_holds_is_asked_back_and_its_word_decides() -> None:
+    talk = Talk()
+    talk.begin()
+    for name in ("p1", "p2", "p3"):
+        talk.prompt(name)
+    withdrawn = {}
+    for name in ("p1", "p2", "p3"):
+        step = Step()
+        assert talk.model.cancel_prompt(step, uid(name), 5).state == "queued"
+        talk._sealed(step)
+        asked = json.loads(talk.sent[-1][1])
+        assert asked["request"] == {"subtype": "cancel_async_message", "message_uuid": uid(name)}
+        withdrawn[name] = asked["request_id"]
+    assert len(set(withdrawn.values())) == 3
+
+    def answered(name: str, **response: Any) -> Step:
+        said = {"request_id": withdrawn[name], **response}
+        return talk.says({"type": "control_response", "response": said})
+
+    assert answered("p1", subtype="success", response={"cancelled": True}).kept_prompts == []
+    assert answered("p2", subtype="success", response={"cancelled": False}).kept_prompts == [
+        uid("p2")
+    ]
+    assert answered("p3", subtype="error", error="unsupported").kept_prompts == [uid("p3")]
+    assert talk.model.queued_ids() == [uid("p2"), uid("p3")]
+    (notice,) = [m for m in talk.stored if m.kind == "notice"]
+    assert json.loads(notice.body)["data"]["prompt_id"] == uid("p1")
+
+
+def test_a_prompt_that_no_agent_has_is_withdrawn_at_once() -> None:
+    talk = Talk()
+    talk.prompt("p1")
+    step = Step()
+    assert talk.model.cancel_prompt(step, uid("p1"), 5).state == "cancelled"
+    talk._sealed(step)
+    assert talk.kinds == ["user", "notice"]
+    assert talk.model.queued_ids() == []
+    with pytest.raises(NotFound):
+        talk.model.cancel_prompt(Step(), uid("p1"), 5)
+
+
+def test_a_prompt_of_an_agent_that_died_is_not_withdrawn_before_it_is_known_whether_it_ran() -> (
+    None
+):
+    talk = Talk()
+    talk.begin()
+    talk.prompt("p1")
+    talk.dies()
+    with pytest.raises(Conflict):
+        talk.model.cancel_prompt(Step(), uid("p1"), 5)
+
+
+def test_only_one_of_its_own_suggestions_is_remembered_with_an_answer() -> None:
+    talk = Talk()
+    talk.begin()
+    rule = {"type": "addRules", "behavior": "allow", "rules": [{"toolName": "Bash"}]}
+    asked = asks("r1")
+    asked["request"]["permission_suggestions"] = [rule, {"type": "setMode", "mode": "plan"}]
+    talk.says(asked)
+    (request_id,) = talk.model.permissions
+    with pytest.raises(Unprocessable):
+        talk.answers(request_id, remember={**rule, "behavior": "deny"})
+    assert list(talk.model.permissions) == [request_id], "it is still open"
+    talk.answers(request_id, remember=rule)
+    assert json.loads(talk.sent[-1][1])["response"]["response"]["updatedPermissions"] == [rule]
+
+
+def test_how_full_the_context_is_follows_from_the_last_reply_of_a_turn() -> None:
+    talk = Talk()
+    talk.begin()
+    usage = {"input_tokens": 3, "cache_read_input_tokens": 1000, "output_tokens": 7}
+    reply = assistant("a1")
+    reply["message"] |= {"model": "m", "usage": usage}
+    talk.says(reply, assistant("a2", parent="t9"))
+    window = {"m": {"contextWindow": 200_000}, "small": {"contextWindow": 8_000}}
+    step = talk.says(result("r1", modelUsage=window))
+    assert json.loads(step.change.session["context"]) == {"used": 1010, "limit": 200_000}
+    assert "context" not in talk.says(result("r2")).change.session, "and nothing says otherwise"
+
+
+@pytest.mark.parametrize(
+    "models",
+    [None, {}, {"other": {"contextWindow": 1}, "more": {"contextWindow": 2}}, {"m": {}}, {"m": 3},
+     {"m": {"contextWindow": "x"}}, {"m": {"contextWindow": True}}],
+)  # fmt: skip
+def test_a_context_of_which_the_agent_does_not_say_enough_stays_unknown(models: Any) -> None:
+    reply = {"message": {"model": "m", "usage": {"input_tokens": 3}}}
+    assert context_of(json.dumps(reply), json.dumps({"modelUsage": models})) is None
+    assert context_of(None, json.dumps({"modelUsage": {"m": {"contextWindow": 5}}})) is None

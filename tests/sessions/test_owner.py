@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from holdoverd.errors import Capacity, CatalogueError, NotFound, RequestError, Unavailable
+from holdoverd.errors import Capacity, CatalogueError, Conflict, NotFound, RequestError, Unavailable
 from holdoverd.sessions import launcher, owner, service
 from holdoverd.sessions.viewer import ViewerClosed
 from tests.sessions import house as house_module
@@ -311,3 +311,44 @@ async def test_leftovers_of_launches_that_are_over_are_removed_at_the_start(tmp_
         session = (await house.new())["id"]
         assert len(list(house.paths.spools.iterdir())) == 1
         assert (await house.view(session))["state"] in ("starting", "idle")
+
+
+GIVES_BACK = """
+import json, sys
+for line in sys.stdin:
+    said = json.loads(line)
+    request = said.get("request") or {}
+    if request.get("subtype") == "cancel_async_message":
+        given = {"cancelled": request["message_uuid"].startswith("0")}
+        answer = {"subtype": "success", "request_id": said["request_id"], "response": given}
+        print(json.dumps({"type": "control_response", "response": answer}), flush=True)
+"""
+
+
+async def test_a_prompt_in_the_agents_own_queue_is_withdrawn_if_the_agent_gives_it_back(
+    tmp_path: Path,
+) -> None:
+    async with a_house(tmp_path, GIVES_BACK) as house:
+        session = (await house.new())["id"]
+        given, kept = ({**a_prompt(), "id": f"{n}{a_prompt()['id'][1:]}"} for n in "01")
+        for prompt in (given, kept):
+            await house.sessions.prompt(ADMIN, session, prompt)
+        await house.sessions.cancel_prompt(ADMIN, session, given["id"])
+        with pytest.raises(Conflict, match="has not given it back"):
+            await house.sessions.cancel_prompt(ADMIN, session, kept["id"])
+        assert (await house.view(session))["queued"] == [kept["id"]]
+        log = json.loads(await house.sessions.log(ADMIN, session, 0, 10))["messages"]
+        assert [m["kind"] for m in log] == ["user", "user", "notice"]
+        assert log[-1]["body"]["data"]["prompt_id"] == given["id"]
+
+
+async def test_an_agent_that_is_silent_about_a_prompt_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "WITHDRAW_S", 0.05)
+    async with a_house(tmp_path, STAYS) as house:
+        session = (await house.new())["id"]
+        prompt = a_prompt()
+        await house.sessions.prompt(ADMIN, session, prompt)
+        with pytest.raises(Conflict, match="has not given it back"):
+            await house.sessions.cancel_prompt(ADMIN, session, prompt["id"])

@@ -22,6 +22,7 @@ STREAM_PER_S = 10.0
 LINE_BYTES = 64
 MAX_REPEATED_CHARS = 400
 COST_USD = 0.001  # of each turn; nothing is really spent
+CONTEXT_WINDOW = 200_000
 NOTE = "(I am Holdover's demo agent: scripted, no model behind me. Say “help” to see what I do.)"
 CAPABILITIES = ("interrupt_receipt_v1", "interrupt_cancel_queued_v1", "msg_lifecycle_v1")
 _WORDS = ("the", "clock", "keeps", "time", "when", "its", "reference", "is", "gone", "and")
@@ -223,7 +224,13 @@ class Turn:
             stop_reason="end_turn" if completed else None,
             total_cost_usd=round(self._number * COST_USD, 6),
             usage={"input_tokens": 10, "output_tokens": 10},
-            modelUsage={},
+            modelUsage={
+                self.agent.model: {
+                    "inputTokens": 10,
+                    "outputTokens": 10,
+                    "contextWindow": CONTEXT_WINDOW,
+                }
+            },
             permission_denials=[],
             queued_turn_count=self.agent.queued(),
             result_index=self.agent.results,

@@ -52,7 +52,8 @@ class Route:
     """One row. `scope`: who may; see `wire`. HEAD is answered wherever GET is.
 
     `secrets`: the fields of a POST's answer that nothing may keep (tokens, signed URLs), by name,
-    ``"upload.parts"`` for one inside another; `renew` makes fresh ones, see `once`.
+    ``"upload.parts"`` for one inside another; `renew` makes fresh ones, see `once`. `once`: an
+    ``Idempotency-Key`` is heeded (of POSTs).
     """
 
     method: str
@@ -61,6 +62,7 @@ class Route:
     handler: Handler
     secrets: tuple[str, ...] = ()
     renew: Renew | None = None
+    once: bool = True
 
     @property
     def segments(self) -> tuple[str, ...]:
@@ -72,7 +74,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET",    "/",                                   OPEN,     web.front_page),
     Route("GET",    "/assets/{name}",                      OPEN,     web.asset),
     Route("GET",    "/healthz",                            OPEN,     general.healthz),
-    Route("POST",   "/login",                              OPEN,     general.log_in),
+    Route("POST",   "/login",                              OPEN,     general.log_in, once=False),
     Route("DELETE", "/login",                              ANY,      general.log_out),
     Route("POST",   "/v1/login-codes",                     ANY,      general.new_login_code, ("code", "url")),
     Route("GET",    "/v1/tokens",                          ADMIN,    tokens.list_all),
@@ -114,12 +116,12 @@ ROUTES: tuple[Route, ...] = (
     Route("POST",   "/v1/upload-links",                    FILES,    links.create_upload_link, ("url",)),
     Route("DELETE", "/v1/upload-links/{id}",               FILES,    links.revoke_upload_link),
     Route("GET",    "/l/{token}",                          OPEN,     links.follow),
-    Route("POST",   "/l/{token}",                          OPEN,     links.follow_with_password),
+    Route("POST",   "/l/{token}",                          OPEN,     links.follow_with_password, once=False),
     Route("GET",    "/u/{token}",                          OPEN,     links.upload_page),
-    Route("POST",   "/u/{token}",                          OPEN,     links.send_file),
+    Route("POST",   "/u/{token}",                          OPEN,     links.send_file, ("upload.parts",), links.renew_sent),
     Route("GET",    "/u/{token}/uploads/{id}",             OPEN,     links.sent),
     Route("DELETE", "/u/{token}/uploads/{id}",             OPEN,     links.send_abort),
-    Route("POST",   "/u/{token}/uploads/{id}/parts",       OPEN,     links.send_parts),
+    Route("POST",   "/u/{token}/uploads/{id}/parts",       OPEN,     links.send_parts, ("parts",), links.renew_sent_parts),
     Route("POST",   "/u/{token}/uploads/{id}/complete",    OPEN,     links.send_complete),
     Route("GET",    "/v1/admin/storage",                   ADMIN,    storage.status),
     Route("POST",   "/v1/admin/storage/quota",             ADMIN,    storage.quota),
@@ -230,8 +232,9 @@ class App:
         """Have the handler answer; raises RequestError."""
         request = replace(admitted.request, body=body)
         route = admitted.route
-        # Whoever needs no token (a login, a link) has none to keep an answer for.
-        if request.head.method != "POST" or route.scope is OPEN:
+        # A login has no token to keep an answer for, and one that came again would be a session
+        # handed out twice. A link's token is in its path, which is part of the key.
+        if request.head.method != "POST" or not route.once:
             return await route.handler(self.context, request)
         return await self._once.answer(
             request,

@@ -155,6 +155,8 @@ def new_session(data: Mapping[str, object]) -> Json:
         raise Unprocessable(
             "The field `cwd` is null; leave it out for a new workspace, or name an existing folder."
         )
+    if "repo" in fields and data["repo"] is None:
+        raise Unprocessable("The field `repo` is null; leave it out where nothing is to be cloned.")
     spec = _present(
         agent=fields.text("agent", max_chars=64),
         cwd=fields.text("cwd", max_chars=4096),

@@ -29,7 +29,7 @@ from holdoverd.catalogue.records import (
     SessionRow,
     ThreadRow,
 )
-from holdoverd.errors import Conflict, Gone, NotFound, TooLarge
+from holdoverd.errors import Conflict, Gone, NotFound, TooLarge, Unprocessable
 from holdoverd.ids import new_id
 from holdoverd.sessions.levels import Facts, TurnTracker, state_of
 
@@ -54,6 +54,9 @@ MAX_LINE_BYTES = 16 * 1024 * 1024
 """The keeper's bound for one line of the agent's stdin (PROTOCOL.md)."""
 
 MAX_TOOL_THREADS = 4096
+
+_WITHDRAWAL = "holdover-withdraw-"
+"""How the id of a `cancel_async_message` begins; the prompt's own follows, for its answer."""
 
 SUBAGENT_TOOLS = frozenset({"Agent", "Task"})
 """Tools whose use starts a sub-agent, and with it a thread (stream-json.md §9)."""
@@ -90,6 +93,8 @@ class Step:
     events: list[Event] = field(default_factory=list)
     launch_ended: bool = False
     initialized: bool = False
+    kept_prompts: list[str] = field(default_factory=list)
+    """Prompts that the agent was asked to give back and has not: they run, or have run."""
     levels_changed: bool = False
     """A thread was opened or closed; other levels show in the change itself."""
 
@@ -185,6 +190,8 @@ class SessionModel:
         self._turn = TurnTracker(live.get("turn"))
         self._ready = bool(live.get("ready"))
         self._faults = int(live.get("faults") or 0)
+        # The latest reply in `main`: what it says of its tokens is read when its turn is over.
+        self._reply: str | None = None
         self._initialize_id: str | None = live.get("initialize_id")
         self.conversation_begun = bool(live.get("begun"))
         """The agent has taken a prompt at some time: it has a conversation to go on with."""
@@ -416,6 +423,8 @@ class SessionModel:
         if frame.kind == "assistant":
             self._turn.opened()
             self._cut_turn(step, None)
+            if frame.thread == MAIN:
+                self._reply = frame.raw
         self._store(step, _KINDS[frame.kind], frame.raw, at, thread=frame.thread, uuid=frame.uuid)
         for use in frame.tool_uses:
             if use.name in SUBAGENT_TOOLS and use.id not in self.threads:
@@ -451,6 +460,10 @@ class SessionModel:
             # Cumulative over the conversation: the latest value, never a sum (stream-json.md §5.3).
             self.row.cost_usd = frame.total_cost_usd
             step.change.session["cost_usd"] = frame.total_cost_usd
+        context = context_of(self._reply, frame.raw)
+        if context is not None and context != self.row.context:
+            self.row.context = context
+            step.change.session["context"] = context
 
     def _status(self, step: Step, frame: Frame, at: int) -> None:
         name = frame.status_name or frame.subtype or frame.type or "unknown"
@@ -595,6 +608,13 @@ class SessionModel:
         """An answer to a request of ours; any other id is the echo of an answer of ours."""
         for prompt_id in (frame.response.cancelled if frame.response else None) or ():
             self._dropped(step, prompt_id, at)
+        if frame.request_id is not None and frame.request_id.startswith(_WITHDRAWAL):
+            prompt_id = frame.request_id[len(_WITHDRAWAL) :][:36]
+            told = _json_object(frame.response.response) if frame.response else {}
+            if told.get("cancelled") is True:
+                self._dropped(step, prompt_id, at)
+            else:
+                step.kept_prompts.append(prompt_id)
         if frame.request_id is not None and frame.request_id == self._initialize_id:
             self._initialize_id = None
             self._ready = True
@@ -842,22 +862,31 @@ class SessionModel:
             self._command(step, None, seq=message.seq)
         return message
 
-    def cancel_prompt(self, step: Step, prompt_id: str, at: int) -> None:
-        """Withdraw a prompt that was never numbered for an agent.
+    def cancel_prompt(self, step: Step, prompt_id: str, at: int) -> PromptRow:
+        """Withdraw a queued prompt; the one that is returned is ``cancelled`` where that is done.
 
-        Raises NotFound where no such prompt waits, Conflict where an agent may have it already.
+        One that was numbered for an agent waits in the agent's own queue: it is asked to give it
+        back, and what it says decides (`_dropped`, `Step.kept_prompts`). Raises NotFound where no
+        such prompt waits.
         """
         prompt = self.prompts.get(prompt_id)
         if prompt is None:
             raise NotFound(f"No prompt {prompt_id[:64]!r} waits in session {self.row.id}.")
-        if prompt.launch is not None:
+        if prompt.launch is not None and self.launch is not None:
+            request_id = f"{_WITHDRAWAL}{prompt_id}-{new_id('w')}"
+            self._command(step, host_frames.cancel_async_message(request_id, prompt_id))
+        elif prompt.launch is not None:
+            # Its agent died: whether it had been taken is found out when the next is started.
             raise Conflict(
-                f"Prompt {prompt_id} is with the agent already; interrupt it with cancel_queued."
+                f"Prompt {prompt_id} was with an agent that has died; whether it was taken shows "
+                "when the session is resumed."
             )
-        prompt.state = "cancelled"
-        del self.prompts[prompt_id]
-        step.change.prompts.append(prompt)
-        self._notice_cancelled(step, prompt, at)
+        else:
+            prompt.state = "cancelled"
+            del self.prompts[prompt_id]
+            step.change.prompts.append(prompt)
+            self._notice_cancelled(step, prompt, at)
+        return prompt
 
     def answer(
         self,
@@ -874,13 +903,17 @@ class SessionModel:
         """Answer an open permission, for good.
 
         Raises NotFound when it is not open here, TooLarge when allowing it cannot be told to the
-        agent. The caller tells "answered before" and "withdrawn" from "never asked" by the catalogue.
+        agent, Unprocessable where `remember` is not one of its suggestions. The caller tells "answered before" and "withdrawn" from "never asked" by the catalogue.
         """
         if self.row.ended_at is not None:
             raise Gone(f"Session {self.row.id} has ended; its agent waits for no answer.")
         permission = self.permissions.get(request_id)
         if permission is None:
             raise NotFound(f"Session {self.row.id} has no open permission {request_id}.")
+        if remember is not None and remember not in _suggestions(permission.request):
+            raise Unprocessable(
+                f"`remember` is none of the suggestions of {request_id}; send one of them as it is."
+            )
         if behavior == "allow":
             tool_use_id = _json_object(permission.request).get("tool_use_id")
             line = host_frames.allow(
@@ -967,6 +1000,40 @@ def _input_of(request: str) -> str:
         return bytes(msgspec.json.decode(request, type=_Request).input).decode()
     except msgspec.DecodeError:  # a lone surrogate, which msgspec refuses and agents send
         return _dumps(_json_object(request).get("input") or {})
+
+
+_TOKENS = (
+    "input_tokens",
+    "cache_read_input_tokens",
+    "cache_creation_input_tokens",
+    "output_tokens",
+)
+
+
+def context_of(reply: str | None, result: str) -> str | None:
+    """How full the agent's context is: ``{"used", "limit"}`` in tokens, as JSON text.
+
+    `reply`: the turn's last reply, whose tokens are all that the next one begins with (a result's
+    own are those of the whole turn); `result` knows each model's window. None where they do not say.
+    """
+    message = _json_object(reply).get("message")
+    message = message if isinstance(message, dict) else {}
+    usage, models = message.get("usage"), _json_object(result).get("modelUsage")
+    if not isinstance(usage, dict) or not isinstance(models, dict):
+        return None
+    told = models.get(str(message.get("model")))
+    windows = [
+        m.get("contextWindow") for m in ([told] if told else models.values()) if isinstance(m, dict)
+    ]
+    limits = [window for window in windows if type(window) is int and window > 0]
+    used = sum(n for name in _TOKENS if type(n := usage.get(name)) is int and n > 0)
+    # Of several windows only a name tells which one is meant.
+    return _dumps({"used": used, "limit": limits[0]}) if used and len(set(limits)) == 1 else None
+
+
+def _suggestions(request: str) -> list[object]:
+    found = _json_object(request).get("permission_suggestions")
+    return found if isinstance(found, list) else []
 
 
 def _json_object(text: str | None) -> dict[str, Any]:

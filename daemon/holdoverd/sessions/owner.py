@@ -80,6 +80,8 @@ class OwnedSession:
         self._stopping = False
         # Its skills were changed during a turn: the agent is told once that is over.
         self._reload_due = False
+        # {prompt: set once the agent has said whether it gives it back}
+        self._withdrawals: dict[str, trio.Event] = {}
         self._stuck: CatalogueError | None = None
         """Why what the agent said cannot be stored just now."""
         self.hub = Hub(
@@ -286,6 +288,9 @@ class OwnedSession:
                 self._levels = levels
                 frame = dumps({"type": "session", "session": self._view})
         self.hub.publish(step.events, frame, self._grown_frame)
+        for prompt_id, said in self._withdrawals.items():
+            if prompt_id in step.kept_prompts or prompt_id not in self.model.prompts:
+                said.set()
         if self._reload_due and self.model.row.state == "idle":
             self._reload_due = False
             self.spawn(self._reload_after_turn)
@@ -330,6 +335,20 @@ class OwnedSession:
     def knows_prompt(self, prompt_id: str) -> bool:
         """Whether a prompt of that id was accepted lately; the catalogue knows for certain."""
         return self.model.seen(prompt_id)
+
+    async def wait_withdrawn(self, prompt_id: str, timeout_s: float) -> None:
+        """Until the agent has said what becomes of a prompt that it was asked to give back.
+
+        Or until `timeout_s` are over, or the session is lost: the prompt's row tells.
+        """
+        said = self._withdrawals.setdefault(prompt_id, trio.Event())
+        try:
+            with trio.move_on_after(timeout_s):
+                while not said.is_set() and prompt_id in self.model.prompts:
+                    await said.wait()
+        finally:
+            if self._withdrawals.get(prompt_id) is said:
+                del self._withdrawals[prompt_id]
 
     def check_room(self, most: int) -> None:
         """Raises Capacity when `most` commands wait for an agent that takes none."""
@@ -524,6 +543,8 @@ class OwnedSession:
         """
         if not self.lost.is_set():
             self.lost.set()
+            for said in self._withdrawals.values():
+                said.set()
             self.hub.close_all(CLOSE_GOING_AWAY)
             if self.following is not None:
                 self.following.cancel()

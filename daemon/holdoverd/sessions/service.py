@@ -21,7 +21,7 @@ from holdoverd.agents.presets import build_launch, check_model
 from holdoverd.callers import Caller
 from holdoverd.catalogue import messages as messages_table
 from holdoverd.catalogue import sessions as sessions_table
-from holdoverd.catalogue.records import LaunchRow, SessionRow
+from holdoverd.catalogue.records import LaunchRow, PromptRow, SessionRow
 from holdoverd.errors import (
     BadRequest,
     Capacity,
@@ -53,6 +53,9 @@ PAGE_SIZE = messages_table.PAGE_SIZE
 
 MAX_COMMANDS_WAITING = 1000
 """Numbered commands that a keeper has not taken yet: an agent that does not read its stdin."""
+
+WITHDRAW_S = 5.0
+"""How long a prompt's withdrawal waits for the agent's word. It may come later; the log tells."""
 
 LOG_LIMIT = 500
 LOG_BYTES = 4 * 1024 * 1024
@@ -721,14 +724,25 @@ class Sessions:
         return owned.model.prompt(step, accepted.id, accepted.body, accepted.digest, now_ms()).seq
 
     async def cancel_prompt(self, caller: Caller, session: str, prompt_id: str) -> None:
-        """Withdraw a prompt that no agent has; it stays in the log, with a notice."""
+        """Withdraw a queued prompt; it stays in the log, with a notice.
+
+        Raises NotFound where none of that id waits, Conflict where its agent keeps it.
+        """
         owned = await self._own(caller, session, write=True)
         at = now_ms()
 
-        def change(step: Step) -> None:
-            owned.model.cancel_prompt(step, prompt_id, at)
+        def change(step: Step) -> PromptRow:
+            owned.check_room(MAX_COMMANDS_WAITING)
+            return owned.model.cancel_prompt(step, prompt_id, at)
 
-        await owned.act(change)
+        prompt = await owned.act(change)
+        if prompt.state == "queued":
+            await owned.wait_withdrawn(prompt_id, WITHDRAW_S)
+        if prompt.state != "cancelled":
+            raise Conflict(
+                f"Prompt {prompt_id} is with the agent, which has not given it back; interrupt "
+                "the turn instead."
+            )
 
     async def job_ended(self, session: str, job: str, text: str, data: dict[str, Any]) -> None:
         """Tell a session, once, of the end of a job that it asked for.

@@ -19,7 +19,7 @@ from holdoverd.http.api.files import (
     wanted_parts,
 )
 from holdoverd.http.context import Context
-from holdoverd.http.shapes import Fields
+from holdoverd.http.shapes import Fields, Json
 from holdoverd.http.wire import (
     Request,
     Response,
@@ -156,6 +156,21 @@ async def send_file(context: Context, request: Request) -> Response:
     assert isinstance(file, dict)
     await found.links.used_upload_link(link, file["id"], _address(context, request))
     return json_response(answer, 201)
+
+
+async def renew_sent(context: Context, request: Request, fields: Json) -> Json:
+    """Fresh URLs in a kept answer of `send_file`; none once the upload is over."""
+    upload = fields["upload"]
+    assert isinstance(upload, dict)
+    who = await _sender(context, request)
+    urls = await services(context).files.first_urls(who, upload["id"])
+    return {**fields, "upload": {**upload, **urls}}
+
+
+async def renew_sent_parts(context: Context, request: Request, _fields: Json) -> Json:
+    who = await _sender(context, request)
+    numbers, digests = wanted_parts(request.json())
+    return await services(context).files.urls(who, request.params["id"], numbers, digests)
 
 
 async def _sender(context: Context, request: Request) -> ByUploadLink:

@@ -89,8 +89,14 @@ async def cancel_prompt(context: Context, request: Request) -> Response:
 
 
 async def answer(context: Context, request: Request) -> Response:
-    spec = shapes.answer(request.json())
-    return json_response(await context.sessions.answer(request.caller, request.params["id"], spec))
+    data = request.json()
+    spec = shapes.answer(data)
+    caller = request.caller
+    owner = shapes.owner(data) or shapes.owner(request.query)
+    if owner is not None:
+        # Only whose answer it is; what may be answered is still the caller's right.
+        caller = replace(caller, owner=(await context.acting_for(caller, owner)).owner)
+    return json_response(await context.sessions.answer(caller, request.params["id"], spec))
 
 
 async def interrupt(context: Context, request: Request) -> Response:
