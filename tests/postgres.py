@@ -11,8 +11,9 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import psycopg
 
@@ -33,9 +34,9 @@ _SETTINGS = {
 
 
 class Postgres:
-    """A server of its own folder. The caller calls `remove`."""
+    """A server of its own folder. The caller calls `remove`. `settings` go before those of tests."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Mapping[str, str] = MappingProxyType({})) -> None:
         programs = postgresql_programs()
         assert programs is not None, "asked for by the tests' needs"
         self._programs = programs
@@ -55,7 +56,7 @@ class Postgres:
         self._databases = 0
         self._run("initdb", "-D", self._data, "-U", "holdover", "-A", "trust", "-N", "-E", "UTF8",
                   "--locale=C.UTF-8")  # fmt: skip
-        text = "".join(f"{key} = '{value}'\n" for key, value in _SETTINGS.items())
+        text = "".join(f"{key} = '{value}'\n" for key, value in (_SETTINGS | settings).items())
         settings = self._data / "postgresql.auto.conf"
         settings.write_text(text + f"unix_socket_directories = '{self.folder}'\n")
         self.start()

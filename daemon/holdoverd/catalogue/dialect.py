@@ -44,6 +44,13 @@ class Dialect(ABC):
     def writer_engine(self) -> Engine:
         """An engine of one connection whose transactions take the write lock as they begin."""
 
+    def beside_engine(self) -> Engine | None:
+        """As `writer_engine`, of transactions that take no lock but those of the rows they ask for.
+
+        For `Catalogue.write_beside`. None where the database has but one writer at a time.
+        """
+        return None
+
     @abstractmethod
     def reader_engine(self, size: int) -> Engine:
         """An engine of up to `size` connections that cannot write; a transaction is a snapshot."""
@@ -71,6 +78,13 @@ class Dialect(ABC):
     @abstractmethod
     def can_commit(self, cx: Connection) -> bool:
         """Whether a commit would store what was written: `in_transaction`, and it has not failed."""
+
+    def listen(self, _channel: str) -> Any:
+        """A connection that hears the hints of a channel (`catalogue/hints.py`); None: there are none.
+
+        Blocks, and raises what the driver raises.
+        """
+        return None
 
     def conflict(self, _error: BaseException, /) -> bool:
         """Whether another's transaction came between: nothing is stored, and a rerun may be."""

@@ -5,10 +5,14 @@ written back, inside the transaction of the write. The claim is one statement, s
 with many writers two claimers never wait for each other, let alone take the same job.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cache
+from types import MappingProxyType
 
 from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
     Connection,
     and_,
     bindparam,
@@ -17,13 +21,18 @@ from sqlalchemy import (
     or_,
     select,
     tuple_,
+    union_all,
     update,
 )
 
 from holdoverd.catalogue import cursors
+from holdoverd.catalogue.hints import hint
 from holdoverd.catalogue.schema import job_logs, jobs, sessions
 from holdoverd.catalogue.statements import upserting
 from holdoverd.jobs.rules import CLOCK_STEP_MS, Job, Running, check_held
+
+HINT = "holdover_jobs"
+"""What is hinted at when a job becomes ready; see `catalogue/hints.py`."""
 
 COLUMNS = tuple(field.name for field in fields(Job))
 
@@ -46,12 +55,16 @@ class LogRow:
 
 
 _UPSERT_LOG = upserting(job_logs, tuple(field.name for field in fields(LogRow)))
+_SELECT_RUNNING = select(jobs.c.id, jobs.c.attempt, jobs.c.worker, jobs.c.host, jobs.c.beat).where(
+    _RUNNING
+)
 _SELECT = select(*(jobs.c[name] for name in COLUMNS))
 
 
 def create_job(cx: Connection, job: Job) -> None:
     """Store a new job."""
     cx.execute(insert(jobs).values(**asdict(job)))
+    hint(cx, HINT)
 
 
 def get_job(cx: Connection, job_id: str) -> Job | None:
@@ -71,6 +84,8 @@ def change(cx: Connection, job_id: str, rule: Callable[[Job | None], Job]) -> Jo
     changed = {name: value for name, value in new.items() if value != old[name]}
     if changed:
         cx.execute(update(jobs).where(jobs.c.id == job_id).values(changed))
+        if changed.get("state") == "ready":
+            hint(cx, HINT)
     return after
 
 
@@ -83,22 +98,30 @@ def change_held(cx: Connection, job_id: str, attempt: int, rule: Callable[[Job],
 
 
 def claim(
-    cx: Connection, limits: Mapping[str, int], *, worker: str, host: str, now: int
+    cx: Connection,
+    limits: Mapping[str, int],
+    *,
+    worker: str,
+    host: str,
+    now: int,
+    asking: Mapping[str, Callable[[Connection], bool]] = MappingProxyType({}),
 ) -> Job | None:
     """Begin the next attempt of the oldest due job that a processor has room for; None: none.
 
     `limits`: {processor: how many of its jobs may run at once, 0 for any number}; jobs of others
-    are left alone.
+    are left alone. `asking`: {processor: what has to say yes besides}. May run beside other claims
+    (`Catalogue.write_beside`): those that go by what runs take turns, all others meet nowhere.
     """
-    if any(limits.values()):
-        running = _running_by_processor(cx)
-        limits = {name: n for name, n in limits.items() if not n or running.get(name, 0) < n}
-    heads = []
-    for name in limits:
-        head = cx.execute(_HEAD, {"of_processor": name, "now": now, "step": now + CLOCK_STEP_MS})
-        if (found := head.first()) is not None:
-            heads.append((found[0], found[1], name))
-    for _, _, name in sorted(heads):
+    in_turn = False
+    for name in _oldest_first(cx, tuple(limits), now):
+        if limits[name] or name in asking:
+            if not in_turn:
+                _take_turn(cx)
+                in_turn = True
+            if limits[name] and _running_by_processor(cx).get(name, 0) >= limits[name]:
+                continue
+            if name in asking and not asking[name](cx):
+                continue
         values = {"by": worker, "on_host": host, "of_processor": name, "now": now}
         row = cx.execute(_CLAIM, {**values, "step": now + CLOCK_STEP_MS}).first()
         if row is not None:
@@ -106,14 +129,47 @@ def claim(
     return None
 
 
-_DUE = and_(
-    jobs.c.state == "ready",
-    jobs.c.processor == bindparam("of_processor"),
-    or_(jobs.c.run_after <= bindparam("now"), jobs.c.ready_at > bindparam("step")),
-)
-_HEAD = (
-    select(jobs.c.run_after, jobs.c.id).where(_DUE).order_by(jobs.c.run_after, jobs.c.id).limit(1)
-)
+def _oldest_first(cx: Connection, names: tuple[str, ...], now: int) -> Iterable[str]:
+    """The processors that have a job due, that with the oldest first; of a single one, itself."""
+    if len(names) < 2:
+        return names
+    values = {f"of_{n}": name for n, name in enumerate(names)}
+    found = cx.execute(_heads(len(names)), {**values, "now": now, "step": now + CLOCK_STEP_MS})
+    return [row.processor for row in sorted(found, key=lambda row: (row.run_after, row.id))]
+
+
+def _take_turn(cx: Connection) -> None:
+    """Until this transaction ends nobody else claims by what runs. SQLite has one writer anyway."""
+    if cx.dialect.name == "postgresql":
+        cx.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_CLAIM_LOCK})")
+
+
+# As `postgresql._WRITE_LOCK`, and different from it.
+_CLAIM_LOCK = 0x686F6C64 + 2
+
+
+def _due(processor: str) -> ColumnElement[bool]:
+    """Whether a job is due; `processor` is the name of a parameter."""
+    return and_(
+        jobs.c.state == "ready",
+        jobs.c.processor == bindparam(processor),
+        or_(jobs.c.run_after <= bindparam("now"), jobs.c.ready_at > bindparam("step")),
+    )
+
+
+@cache
+def _heads(n: int) -> CompoundSelect[tuple[int, str, str]]:
+    """The oldest due job of each of `n` processors, in one question."""
+    columns = (jobs.c.run_after, jobs.c.id, jobs.c.processor)
+    each = (
+        select(*columns).where(_due(f"of_{i}")).order_by(jobs.c.run_after, jobs.c.id).limit(1)
+        for i in range(n)
+    )
+    # SQLite takes an order and a limit only in a question of its own.
+    return union_all(*(select(one.subquery()) for one in each))
+
+
+_DUE = _due("of_processor")
 # As `rules.claim` has it. SKIP LOCKED where the database knows it: what another claimer is taking
 # is not waited for.
 _CLAIM = (
@@ -156,17 +212,23 @@ def count_due(cx: Connection, processors: Collection[str], now: int, most: int) 
 
 def running_jobs(cx: Connection) -> list[Running]:
     """Every running job, of all hosts."""
-    columns = (jobs.c.id, jobs.c.attempt, jobs.c.worker, jobs.c.host, jobs.c.beat)
-    return [Running(*row) for row in cx.execute(select(*columns).where(_RUNNING))]
+    return [Running(*row) for row in cx.execute(_SELECT_RUNNING)]
 
 
-def agents_running(cx: Connection, processors: Collection[str]) -> int:
-    """Sessions with an agent, and running jobs of the `processors` that start one."""
+def agents_running(cx: Connection, processors: Collection[str], host: str) -> int:
+    """On a host: sessions with an agent, and running jobs of the `processors` that start one."""
     live = cx.execute(
-        select(func.count()).select_from(sessions).where(sessions.c.state.in_(_LIVE_SESSIONS))
+        select(func.count())
+        .select_from(sessions)
+        .where(sessions.c.host == host, sessions.c.state.in_(_LIVE_SESSIONS))
     ).scalar_one()
-    running = _running_by_processor(cx)
-    return int(live) + sum(running.get(name, 0) for name in processors)
+    return int(live) + len(agent_jobs(cx, processors, host))
+
+
+def agent_jobs(cx: Connection, processors: Collection[str], host: str) -> list[Running]:
+    """The running jobs of the `processors` on a host, the one that started last first."""
+    query = _SELECT_RUNNING.where(jobs.c.processor.in_(processors), jobs.c.host == host)
+    return [Running(*row) for row in cx.execute(query.order_by(jobs.c.started_at.desc()))]
 
 
 def _running_by_processor(cx: Connection) -> dict[str, int]:

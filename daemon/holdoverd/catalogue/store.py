@@ -8,6 +8,7 @@ import trio
 from sqlalchemy import Connection, Engine
 
 from holdoverd.catalogue.dialect import Dialect, dialect_for
+from holdoverd.catalogue.hints import Hints
 from holdoverd.catalogue.migrate import migrate
 from holdoverd.catalogue.writer import Writer
 from holdoverd.errors import CatalogueError
@@ -31,7 +32,8 @@ class Catalogue:
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
-        self._writer = Writer(dialect)
+        self._writer = Writer(dialect, dialect.writer_engine())
+        self._beside: Writer | None = None
         self._readers: Engine = dialect.reader_engine(READERS)
         self._limiter = trio.CapacityLimiter(READERS)
         self._closed = False
@@ -69,6 +71,23 @@ class Catalogue:
         await trio.lowlevel.checkpoint_if_cancelled()
         return await self._writer.submit(fn, size_hint)
 
+    async def write_beside(self, fn: Callable[[Connection], T]) -> T:
+        """As `write`, but others' writes may come between what `fn` reads and its commit.
+
+        So it has to lock each row that it goes by (``FOR UPDATE``). In SQLite, where one writes at a
+        time, it is `write`; in PostgreSQL such writes wait for no turn.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._beside is None:
+            # Made when it is first asked for: few processes need a second connection to write.
+            engine = self._dialect.beside_engine()
+            self._beside = self._writer if engine is None else Writer(self._dialect, engine)
+        return await self._beside.submit(fn, 0)
+
+    def hints(self, channel: str) -> Hints:
+        """What is hinted at on a channel; its `run` is to be started."""
+        return Hints(self._dialect, channel)
+
     async def read(self, fn: Callable[[Connection], T]) -> T:
         """Run `fn` on a snapshot of all that is committed; it cannot write.
 
@@ -97,6 +116,8 @@ class Catalogue:
             return
         self._closed = True
         self._writer.close()
+        if self._beside is not None and self._beside is not self._writer:
+            self._beside.close()
         self._readers.dispose()
         self._dialect.close()
 

@@ -56,11 +56,14 @@ class _Write:
 
 
 class Writer:
-    """The writer thread and its queue. `submit` from any trio task, `close` from anywhere."""
+    """The writer thread and its queue. `submit` from any trio task, `close` from anywhere.
 
-    def __init__(self, dialect: Dialect) -> None:
+    `engine` has one connection, and is the thread's from now on.
+    """
+
+    def __init__(self, dialect: Dialect, engine: Engine) -> None:
         self._dialect = dialect
-        self._engine: Engine = dialect.writer_engine()
+        self._engine = engine
         self.counts = WriterCounts()
         self._queue: deque[_Write] = deque()
         self._changed = threading.Condition()

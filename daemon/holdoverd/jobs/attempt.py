@@ -405,7 +405,7 @@ class Attempt:
     async def _heartbeat(self) -> None:
         while True:
             try:
-                await self.means.catalogue.write(self._beat)
+                await self.means.catalogue.write_beside(self._beat)
             except Fenced as over:
                 raise _Over(None) from over
             except CatalogueError as error:
@@ -453,25 +453,28 @@ class Attempt:
     async def _write(self, rule: Callable[[Job], Job], *, publish: bool = False) -> None:
         """The attempt's last write; waits for a catalogue that cannot take it. Raises Fenced."""
 
-        def end(cx: Connection) -> None:
-            # The fence first: a result is published by the attempt that holds the job, or not.
-            held = rules.check_held(
-                jobs_table.get_job(cx, self.job.id), self.job.id, self.job.attempt
-            )
-            if publish:
-                files = (
-                    [] if self.stored is None else [self.means.files.add(cx, self.stored, now_ms())]
-                )
-                self.result["files"] = files
-            assert held.attempt == self.job.attempt
-            self._logged = -1
-            self._put_log(cx)
-            jobs_table.change_held(cx, self.job.id, self.job.attempt, rule)
+        stored = self.stored if publish else None
 
+        def end(cx: Connection) -> None:
+            def ended(held: Job) -> Job:
+                # Behind the fence: a result is published by the attempt that holds the job, or not.
+                if publish:
+                    self.result["files"] = (
+                        [] if stored is None else [self.means.files.add(cx, stored, now_ms())]
+                    )
+                return rule(held)
+
+            jobs_table.change_held(cx, self.job.id, self.job.attempt, ended)
+            self._logged = 0
+            self._put_log(cx)
+
+        # Files have rules of their own, which go by what nobody else writes meanwhile.
+        catalogue = self.means.catalogue
+        write = catalogue.write_beside if stored is None else catalogue.write
         with trio.CancelScope(shield=True):
             while True:
                 try:
-                    await self.means.catalogue.write(end)
+                    await write(end)
                     return
                 except CatalogueError as error:
                     # Full disk, most likely. Nobody else could write it either.

@@ -210,6 +210,7 @@ class Jobs:
         """See to it that jobs have workers, and sessions their notices, until cancelled."""
         task_status.started()
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._catalogue.hints(jobs_table.HINT).run, self.wake)
             asked = 0.0
             while True:
                 taken = await self._upkeep.look()

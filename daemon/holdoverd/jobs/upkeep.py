@@ -72,5 +72,5 @@ class Upkeep:
             )
 
         with contextlib.suppress(Fenced):
-            await self._catalogue.write(take)
+            await self._catalogue.write_beside(take)
             log.warning("job %s, attempt %d: %s", job.id, job.attempt, how)

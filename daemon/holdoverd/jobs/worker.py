@@ -39,6 +39,8 @@ from holdoverd.settings import Settings, load_default
 log = logging.getLogger("holdoverd.jobs")
 
 POLL_S = 0.25
+POLL_LISTENING_S = 2.0
+"""The same while hints are heard: then looking is for what was missed, and for what is delayed."""
 BEATS_IN_A_LEASE = 4
 
 
@@ -61,17 +63,23 @@ class Worker:
         self._means = means
         self._release = release
         self._upkeep = Upkeep(means.catalogue, workers, host, settings.jobs.lease_s)
+        self._hints = means.catalogue.hints(jobs_table.HINT)
+        self._hinted = trio.Event()
         self.asked_to_stop = False
 
     async def run(self, signals: AsyncIterator[int]) -> None:
         """Work until there is nothing to do, or a signal comes."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_up)
+            nursery.start_soon(self._hints.run, self._hint)
             async with trio.open_nursery() as working:
                 working.start_soon(self._until_signal, signals, working.cancel_scope)
                 await self._work()
                 working.cancel_scope.cancel()
             nursery.cancel_scope.cancel()
+
+    def _hint(self) -> None:
+        self._hinted.set()
 
     async def _until_signal(self, signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
         async for _ in signals:
@@ -86,28 +94,34 @@ class Worker:
 
     async def _work(self) -> None:
         idle_since = trio.current_time()
+        busy = False
         while roll.is_wanted(self._workers, self._release):
             with trio.CancelScope(shield=True):
                 # What was claimed is in hand: a stop is heeded by the attempt, which gives it back.
-                job = await self._claim()
+                job = await self._claim(look_first=not busy)
+            busy = job is not None
             if job is not None:
                 await self._attempt(job)
                 idle_since = trio.current_time()
             elif trio.current_time() - idle_since > self._settings.jobs.idle_s:
                 return
             else:
-                await trio.sleep(POLL_S * random.uniform(0.8, 1.2))  # noqa: S311
+                poll_s = POLL_LISTENING_S if self._hints.listening else POLL_S
+                with trio.move_on_after(poll_s * random.uniform(0.8, 1.2)):  # noqa: S311
+                    await self._hinted.wait()
 
-    async def _claim(self) -> Job | None:
+    async def _claim(self, *, look_first: bool) -> Job | None:
         """The next job, claimed; None where there is none. A catalogue that is away has none."""
         names = list(self._settings.processors)
+        self._hinted = trio.Event()
         try:
-            # Reading first: looking for work that is not there must not cost a commit.
-            if not await self._means.catalogue.read(
+            # Reading first: looking for work that is not there must not cost a commit. Where there
+            # was some a moment ago, there likely is more.
+            if look_first and not await self._means.catalogue.read(
                 lambda cx: jobs_table.count_due(cx, names, now_ms(), 1)
             ):
                 return None
-            return await self._means.catalogue.write(self._claim_in)
+            return await self._means.catalogue.write_beside(self._claim_in)
         except CatalogueError as error:
             log.warning("no job can be claimed, trying again: %s", error)
             return None
@@ -116,10 +130,19 @@ class Worker:
         processors = self._settings.processors
         limits = {name: one.concurrency for name, one in processors.items()}
         agents = [name for name, one in processors.items() if one.starts_agent]
-        running = jobs_table.agents_running(cx, agents)
-        if not rules.may_admit(agents=running, limit=self._settings.sessions.max_live):
-            limits = {name: n for name, n in limits.items() if name not in agents}
-        return jobs_table.claim(cx, limits, worker=self._lock.worker, host=self._host, now=now_ms())
+
+        def may_start(cx: Connection) -> bool:
+            running = jobs_table.agents_running(cx, agents, self._host)
+            return rules.may_admit(agents=running, limit=self._settings.sessions.max_live)
+
+        return jobs_table.claim(
+            cx,
+            limits,
+            worker=self._lock.worker,
+            host=self._host,
+            now=now_ms(),
+            asking=dict.fromkeys(agents, may_start),
+        )
 
     async def _attempt(self, job: Job) -> None:
         log.info("job %s, attempt %d: %s", job.id, job.attempt, job.processor)
