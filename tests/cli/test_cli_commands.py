@@ -27,6 +27,18 @@ def test_new_prints_the_id_and_sends_only_what_was_given(
     assert body["prompt"]["text"] == "hello"
 
 
+def test_a_repository_is_named_with_what_of_it_is_wanted(
+    daemon: FakeDaemon, holdover: Holdover
+) -> None:
+    url = "https://example.org/x.git"
+    assert holdover("session", "new", "--repo", url, "--ref", "v1").code == 0
+    assert daemon.requests[-1][2] == {"repo": {"url": url, "ref": "v1"}}
+    assert holdover("session", "new", "--repo", url).code == 0
+    assert daemon.requests[-1][2] == {"repo": {"url": url}}
+    for wrong in (("--repo", url, "--cwd", "/srv"), ("--ref", "v1")):
+        assert holdover("session", "new", *wrong).code == 2
+
+
 def test_relative_folder_is_that_of_this_terminal_where_the_daemon_is_here(
     daemon: FakeDaemon, holdover: Holdover, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from holdoverd.sessions.means import Instance
 from holdoverd.sessions.owner import OwnedSession
 from holdoverd.sessions.service import Limits, Sessions
 from holdoverd.sessions.spool import SpoolWatch
-from holdoverd.settings import AgentSettings
+from holdoverd.settings import AgentSettings, Preset
 
 WAIT_S = 60.0
 """A timeout, not a figure."""
@@ -103,12 +103,21 @@ def a_prompt(text: str = "hi") -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def a_house(folder: Path, program: str, *, max_live: int = 100) -> AsyncIterator[House]:
+async def a_house(
+    folder: Path,
+    program: str,
+    *,
+    max_live: int = 100,
+    preset: Preset | None = None,
+    resume_args: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+) -> AsyncIterator[House]:
     """Sessions whose agent is `python -c program`."""
     paths = Paths(folder / "spool", folder / "sessions", folder / "agents")
     for path in (paths.spools, paths.sessions, paths.agents):
         path.mkdir(exist_ok=True)
-    agent = AgentSettings("a", (sys.executable, "-c", program), {}, (), None)
+    command = (sys.executable, "-c", program)
+    agent = AgentSettings("a", command, dict(env or {}), tuple(resume_args), preset)
     catalogue = Catalogue.open(catalogue_url(folder))
     house: House | None = None
     try:

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -15,6 +16,10 @@ from holdover.exits import CommandError, Exit
 from holdover.render import moment, one_line, permission_line, table
 
 _MODES = ["default", "acceptEdits", "plan", "bypassPermissions", "dontAsk", "auto"]
+
+
+CLONE_TIMEOUT_S = 240.0
+"""Above what a daemon may take to clone a repository and launch an agent."""
 
 
 @click.group(short_help="Talk to agent sessions, list and end them.")
@@ -31,6 +36,8 @@ def session() -> None:
 )
 @click.option("--agent", metavar="NAME", help="Which agent. Default: the daemon's default agent.")
 @click.option("--cwd", metavar="DIR", help="Folder to work in. Default: a new, empty workspace.")
+@click.option("--repo", metavar="URL", help="Clone this into the new workspace (https, ssh, git).")
+@click.option("--ref", metavar="REF", help="With --repo: a branch, tag or commit.")
 @click.option("--title", metavar="TEXT", help="A name for lists.")
 @click.option("--model", metavar="NAME", help="Model for the agent. Default: the agent's own.")
 @click.option("--permission-mode", type=click.Choice(_MODES), help="Default: the agent asks.")
@@ -42,6 +49,8 @@ def new(
     ctx: click.Context,
     agent: str | None,
     cwd: str | None,
+    repo: str | None,
+    ref: str | None,
     title: str | None,
     model: str | None,
     permission_mode: str | None,
@@ -53,14 +62,21 @@ def new(
 
     Prints the new session's ID. A PROMPT of - is read from standard input.
     """
+    if repo is not None and cwd is not None:
+        raise click.UsageError("--repo is cloned into a new workspace; leave out --cwd.")
+    if ref is not None and repo is None:
+        raise click.UsageError("--ref goes with --repo.")
     text = None if prompt is None else read_text(prompt)
     client = client_of(ctx)
+    if repo is not None:
+        client = replace(client, timeout_s=CLONE_TIMEOUT_S)
     if cwd is not None and client.door.socket is not None:
         # The daemon is on this machine, so a relative path can only mean this terminal's folder.
         cwd = os.path.abspath(os.path.expanduser(cwd))
     asked = {
         "agent": agent,
         "cwd": cwd,
+        "repo": None if repo is None else {"url": repo} | ({} if ref is None else {"ref": ref}),
         "title": title,
         "model": model,
         "permission_mode": permission_mode,

@@ -35,6 +35,8 @@ from holdoverd.keeper import (
 from holdoverd.keeper.keeper import Keeper
 from holdoverd.keeper.log import open_log
 
+PREPARE = b"PREPARE "
+"""How a request begins that wants a session made ready instead; see `prepare`."""
 REQUEST_WITHIN_S = 10.0
 ANSWER_WITHIN_S = 10.0
 LINGER_S = 2.0
@@ -70,6 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if _begins_with(connection, skills_request.WORD):
         _answer_about_skills(connection, options, open_log("holdover-skills"))
+        return 0
+    if _begins_with(connection, PREPARE):
+        _prepare(connection, options, open_log("holdover-prepare"))
         return 0
     keeper = _launch(connection, options, open_log("holdover-keeper"))
     if keeper is not None:
@@ -107,6 +112,20 @@ def _carry(connection: socket.socket, options: _Options, log: Callable[[str], No
         from holdoverd.keeper import carry
 
         carry.serve(connection, log)
+
+
+def _prepare(connection: socket.socket, options: _Options, log: Callable[[str], None]) -> None:
+    with connection:
+        try:
+            _check_sender(connection, options.daemon_uid)
+        except LaunchError as error:
+            log(str(error))
+            _answer(connection, launch.answer_refused(error), log, linger_s=LINGER_S)
+            return
+        # Imported here: a keeper lives for weeks and needs none of it.
+        from holdoverd.keeper import prepare
+
+        prepare.serve(connection, log)
 
 
 def _begins_with(connection: socket.socket, word: bytes) -> bool:

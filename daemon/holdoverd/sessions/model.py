@@ -644,6 +644,28 @@ class SessionModel:
             rebooted = self.boot_id is not None and self.launch.boot_id != self.boot_id
             self.launch_over(step, frame.raw, at, rebooted=rebooted)
 
+    def history(
+        self, step: Step, said: Sequence[tuple[int, Frame]], left_out: int, at: int
+    ) -> None:
+        """What was said before this session was made; for one that has no launch yet.
+
+        `left_out`: how many messages before these are not told.
+        """
+        if left_out:
+            self.notice(
+                step,
+                "history_cut",
+                f"{left_out:,} earlier messages of this conversation are not in this log; the agent "
+                "knows them all the same.",
+                at,
+                {"left_out": left_out},
+            )
+        for when, frame in said:
+            if frame.kind in ("assistant", "user", "system"):
+                self._conversation(step, frame, 0, when or at)
+        for thread in list(self.threads):
+            self._close_thread(step, thread)
+
     # -- launches -----------------------------------------------------------------------------
 
     def launch_begun(self, step: Step, launch: LaunchRow) -> None:

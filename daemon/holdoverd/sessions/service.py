@@ -40,12 +40,13 @@ from holdoverd.errors import (
     Unprocessable,
 )
 from holdoverd.ids import new_id, now_ms
-from holdoverd.sessions import launcher
+from holdoverd.sessions import launcher, preparing
 from holdoverd.sessions.means import Instance
 from holdoverd.sessions.model import MAX_LINE_BYTES, SessionModel, Step
 from holdoverd.sessions.owner import OwnedSession, purge_rows
 from holdoverd.sessions.viewer import CLOSE_GOING_AWAY, CLOSE_UNSHARED, Viewer, ViewerCursor
 from holdoverd.sessions.wire import dumps, message_json, session_view
+from holdoverd.settings import AgentSettings
 
 log = logging.getLogger(__name__)
 
@@ -435,10 +436,6 @@ class Sessions:
 
     async def create(self, caller: Caller, spec: dict[str, Any]) -> str:
         """Start an agent in a new session. Nothing is stored when it cannot be started."""
-        if "repo" in spec:
-            raise Unprocessable(
-                "`repo` cannot be used yet: clone it yourself and give the folder as `cwd`."
-            )
         with self._admit() as counted:
             session = await self._create(caller, spec, counted)
         return dumps(session.current_view())
@@ -447,17 +444,17 @@ class Sessions:
         self, caller: Caller, spec: dict[str, Any], counted: Callable[[], None]
     ) -> OwnedSession:
         me = self._in
-        name = spec.get("agent") or self._limits.default_agent
+        adopted = spec.get("agent_session")
+        name = spec.get("agent") or self._default_agent(adopting=adopted is not None)
         agent = me.agents(name)
         if agent is None:
             raise Unprocessable(
                 f"No agent {name!r} is configured; `holdover config show` lists them."
             )
-        adopted = spec.get("agent_session")
-        if adopted is not None and agent.preset != "claude":
+        if adopted is not None and not _resumes(agent):
             raise Unprocessable(
-                f"The agent {name!r} keeps no conversations that could be gone on with; name one "
-                'with preset = "claude".'
+                f"The agent {name!r} cannot go on with a conversation: it has no resume_args. Name "
+                'one that has, or one with preset = "claude".'
             )
         at = now_ms()
         row = SessionRow(
@@ -487,13 +484,23 @@ class Sessions:
             ended_at=None,
         )
         # Refuses a model or mode that no agent may be given, before anything is made.
-        build_launch(
+        launch_plan = build_launch(
             agent,
             agent_session=row.agent_session,
             resume=False,
             model=row.model,
             permission_mode=row.permission_mode,
         )
+        if (repo := spec.get("repo")) is not None:
+            me.observe("clone")
+            await preparing.clone(
+                me.paths.agents, row.account, row.id, repo["url"], repo.get("ref")
+            )
+        before = preparing.Before(())
+        if adopted is not None and launch_plan.transcripts:
+            await self._not_taken(adopted)
+            me.observe("recall")
+            before = await preparing.recall(me.paths.agents, row.account, launch_plan.transcripts)
         first = replace(row)
         model = SessionModel(row)
         model.creating = True
@@ -506,7 +513,7 @@ class Sessions:
         counted()
         try:
             with trio.CancelScope(shield=True):
-                launch = await self._store_new(session, first, spec)
+                launch = await self._store_new(session, first, spec, before)
         except BaseException:
             del self._owned[row.id]
             lock.close()
@@ -537,12 +544,34 @@ class Sessions:
             )
         return session
 
+    def _default_agent(self, *, adopting: bool) -> str:
+        """The stated one; who adopts without naming an agent means Claude Code, where both exist."""
+        name = self._limits.default_agent
+        settings = self._in.agents(name)
+        if adopting and settings is not None and settings.preset == "demo":
+            claude = self._in.agents("claude")
+            return "claude" if claude is not None else name
+        return name
+
+    async def _not_taken(self, conversation: str) -> None:
+        """Raises Conflict where a session goes on with it: two agents would overwrite its memory."""
+        taken = await self._in.catalogue.read(
+            lambda cx: sessions_table.with_conversation(cx, conversation)
+        )
+        if taken is not None:
+            raise _taken(taken)
+
     async def _store_new(
-        self, session: OwnedSession, first: SessionRow, spec: dict[str, Any]
+        self,
+        session: OwnedSession,
+        first: SessionRow,
+        spec: dict[str, Any],
+        before: preparing.Before,
     ) -> LaunchRow:
         model = session.model
         launch = session.starter.new_launch()
         step = Step()
+        model.history(step, before.said, before.left_out, now_ms())
         model.launch_begun(step, launch)
         if (prompt := spec.get("prompt")) is not None:
             self._accept_prompt(step, session, self._check_prompt(session, prompt))
@@ -551,12 +580,10 @@ class Sessions:
 
         def store(cx: Connection) -> None:
             if "agent_session" in spec:
-                # Two agents on one conversation would overwrite each other's memory.
+                # Once more: another request may have been as quick.
                 taken = sessions_table.with_conversation(cx, first.agent_session)
                 if taken is not None:
-                    raise Conflict(
-                        f"Session {taken} goes on with that conversation already; end it first."
-                    )
+                    raise _taken(taken)
             sessions_table.create_session(cx, first, step.change)
 
         await self._in.catalogue.write(store)
@@ -929,6 +956,15 @@ class _Prompt:
 
 class _PromptKnown(Conflict):
     """A prompt with this id was accepted between the look-up and the turn."""
+
+
+def _resumes(agent: AgentSettings) -> bool:
+    """Whether it can be told to go on with a conversation of which only the id is known."""
+    return agent.preset is not None or bool(agent.resume_args)
+
+
+def _taken(session: str) -> Conflict:
+    return Conflict(f"Session {session} goes on with that conversation already; end it first.")
 
 
 def _may_see(caller: Caller, row: SessionRow) -> bool:

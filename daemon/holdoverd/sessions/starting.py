@@ -188,7 +188,7 @@ class Starter:
             "roots": list(self._owner.instance.roots),
             "lookup": {
                 "transcripts": list(spec.transcripts),
-                "required": adopting,
+                "required": adopting and bool(spec.transcripts),
                 "uuids": [p.id for p in self._owner.model.unsettled_prompts()],
             },
         }
@@ -268,13 +268,18 @@ class Starter:
             step = Step()
             at = now_ms()
             adopted = self._owner.model.adopting
+            known = self._owner.model.row.last_seq > 0
             resumed = self._owner.model.conversation_begun and not adopted
             if adopted:
                 self._owner.model.notice(
                     step,
                     "adopted",
-                    "The agent goes on with a conversation that was begun outside of Holdover. What "
-                    "was said there it knows; this log begins here.",
+                    "The agent goes on with a conversation that was begun outside of Holdover. "
+                    + (
+                        "What was said there stands above."
+                        if known
+                        else "What was said there it knows; this log begins here."
+                    ),
                     at,
                     {"agent_session": self._owner.model.row.agent_session},
                 )

@@ -7,23 +7,19 @@ with the account's rights.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import resource
 import shutil
-import signal
 import stat
-import subprocess
 import tempfile
 import time
 import zipfile
 import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from holdoverd.errors import SkillError
+from holdoverd.keeper import git
 from holdoverd.skills import rules
 from holdoverd.skills.tree import (
     MAX_ENTRIES,
@@ -39,8 +35,6 @@ GIT_S = 60.0
 MAX_REPOSITORY_BYTES = 512 * 1024**2
 """A pack that git may write while it fetches; the newest commit alone is asked for."""
 _CHUNK = 1024 * 1024
-_SCHEMES = ("https", "http", "ssh", "git")
-_SCP = re.compile(r"(?:[A-Za-z0-9_.-]+@)?[A-Za-z0-9.-]+:(?!//|:)[^\\]+")
 _SKIPPED = frozenset({".git", ".hg", ".svn", "__pycache__", ".DS_Store"})
 
 
@@ -63,26 +57,25 @@ def parse_source(text: str, ref: str | None, folder: str, home: str) -> Source:
     """
     if not text or "\0" in text or text.startswith("-"):
         raise SkillError(f"{text[:80]!r} is no source of skills", code="refused")
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) or _SCP.fullmatch(text):
+    if (scheme := git.scheme_of(text)) is not None:
         url, _, inside = text.partition("#")
-        scheme = urlsplit(url).scheme if "://" in url else "ssh"
-        if scheme not in _SCHEMES:
+        if scheme not in git.SCHEMES:
             raise refused(
                 f"the source {text[:100]!r}",
-                f"{scheme}:// is not read; git sources are {', '.join(_SCHEMES)}, a folder of this"
+                f"{scheme}:// is not read; git sources are {', '.join(git.SCHEMES)}, a folder of this"
                 " machine is named by its path",
             )
         github = re.fullmatch(r"(https://github\.com/[^/]+/[^/]+)/tree/([^/]+)/?(.*)", url)
         if github:
             url, ref, inside = github[1], ref or github[2], inside or github[3]
-        if ref is not None and (ref.startswith("-") or not re.fullmatch(r"[\w./+@-]{1,200}", ref)):
+        if ref is not None and not git.is_ref(ref):
             raise SkillError(f"{ref[:80]!r} is no name of a branch, tag or commit", code="refused")
         inside = folder or inside
         return Source("git", url, ref, check_path(inside, f"the folder of {url}") if inside else "")
     path = home + text[1:] if text == "~" or text.startswith("~/") else text
     if not path.startswith("/"):
         raise SkillError(
-            f"{text[:100]!r} is neither an absolute path nor a URL of {', '.join(_SCHEMES)}",
+            f"{text[:100]!r} is neither an absolute path nor a URL of {', '.join(git.SCHEMES)}",
             code="refused",
         )
     path = os.path.normpath(path)
@@ -219,12 +212,12 @@ def _read_git(source: Source, deadline: float) -> dict[str, Entry]:
         )
     what = f"the repository {shown(source.place)}"
     with tempfile.TemporaryDirectory(prefix="holdover-skills-") as folder:
-        git = _Git(folder, what, min(deadline, time.monotonic() + GIT_S))
-        git.run("init", "-q", "--bare", "--template=")
-        git.run("fetch", "-q", "--depth=1", "--no-tags", "--no-recurse-submodules",
+        bare = _Git(folder, what, min(deadline, time.monotonic() + GIT_S))
+        bare.run("init", "-q", "--bare", "--template=")
+        bare.run("fetch", "-q", "--depth=1", "--no-tags", "--no-recurse-submodules",
                 "--no-auto-maintenance", source.place, source.ref or "HEAD")  # fmt: skip
         tree = "FETCH_HEAD^{tree}" if not source.folder else f"FETCH_HEAD:{source.folder}"
-        listing = git.run("ls-tree", "-r", "-l", "-z", "--full-tree", tree)
+        listing = bare.run("ls-tree", "-r", "-l", "-z", "--full-tree", tree)
         gathering = Gathering(what)
         wanted: list[tuple[str, str, str]] = []  # (mode, object, path)
         total = 0
@@ -241,7 +234,7 @@ def _read_git(source: Source, deadline: float) -> dict[str, Entry]:
                 raise refused(what, f"it holds more than {MAX_ENTRIES} files")
             if total > MAX_SOURCE_BYTES:
                 raise refused(what, f"its files have more than {MAX_SOURCE_BYTES} bytes together")
-        blobs = git.blobs([thing for _, thing, _ in wanted])
+        blobs = bare.blobs([thing for _, thing, _ in wanted])
         for mode, thing, path in wanted:
             kind_of = {"120000": "link", "100755": "program"}.get(mode, "file")
             data = blobs[thing]
@@ -259,17 +252,7 @@ class _Git:
         self._folder = folder
         self._what = what
         self._deadline = deadline
-        kept = ("PATH", "HOME", "SSH_AUTH_SOCK", "https_proxy", "http_proxy", "no_proxy",
-                "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO")  # fmt: skip
-        self._env = {name: os.environ[name] for name in kept if name in os.environ} | {
-            "GIT_TERMINAL_PROMPT": "0",
-            "GIT_ASKPASS": "/bin/false",
-            "GIT_SSH_COMMAND": "ssh -oBatchMode=yes",
-            "GIT_ALLOW_PROTOCOL": ":".join(_SCHEMES),
-            "GIT_NO_LAZY_FETCH": "1",
-            "GIT_CONFIG_NOSYSTEM": "1",
-            "LC_ALL": "C",
-        }
+        self._env = git.environment(os.environ)
 
     def run(self, *arguments: str) -> bytes:
         return self._run(arguments, b"")
@@ -287,43 +270,25 @@ class _Git:
         return found
 
     def _run(self, arguments: Sequence[str], given: bytes) -> bytes:
-        command = ["git", "-C", self._folder, "-c", "core.hooksPath=/dev/null",
-                   "-c", "protocol.file.allow=never", "-c", "http.lowSpeedLimit=100",
-                   "-c", "http.lowSpeedTime=20", "-c", "core.fsmonitor=false",
-                   "-c", "credential.helper=", "-c", "fetch.fsckObjects=false", *arguments]  # fmt: skip
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=self._env,
-            start_new_session=True,
-            preexec_fn=_limit,  # noqa: PLW1509  the helper has one thread
-        )
         try:
-            out, err = process.communicate(given, max(0.1, self._deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
+            return git.run(
+                self._folder,
+                arguments,
+                env=self._env,
+                deadline=self._deadline,
+                given=given,
+                max_output=MAX_REPOSITORY_BYTES,
+                max_file_bytes=MAX_REPOSITORY_BYTES,
+            )
+        except git.GaveUp:
             raise SkillError(
                 f"{self._what} did not answer in time and was given up; nothing was changed",
                 code="timed_out",
             ) from None
-        finally:
-            # Its children (git-remote-https, ssh) too.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.kill()
-            process.communicate()
-        if process.returncode != 0:
-            said = err.decode("utf-8", "replace").strip().splitlines()
-            why = "; ".join(shown(line) for line in said[-3:]) or f"exit {process.returncode}"
-            raise refused(self._what, f"git says: {why[:400]}")
-        return out
-
-
-def _limit() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_REPOSITORY_BYTES, MAX_REPOSITORY_BYTES))
+        except git.Refused as error:
+            raise refused(self._what, f"git says: {error}") from error
 
 
 def shown(text: str) -> str:
     """Without the password that a URL may carry."""
-    return re.sub(r"(://)[^/@\s]+@", r"\1", text)
+    return git.shown(text)
