@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, event
 
-from holdoverd.catalogue import audit, files, links, schema
+from holdoverd.catalogue import audit, cursors, files, links, schema
 from holdoverd.catalogue.files import FileRow, UploadRow
 from holdoverd.catalogue.links import LinkRow, UploadLinkRow
 from holdoverd.errors import BadRequest, TooLarge
@@ -230,27 +230,39 @@ def test_audit_is_read_backwards(cx: Connection) -> None:
     assert audit.list_rows(cx, action="x", limit=5)[0] == []
 
 
-def test_lists_walk_an_index(cx: Connection) -> None:
+@pytest.mark.parametrize("owner", ["ann", None])
+@pytest.mark.parametrize(
+    ("wanted", "index"),
+    [
+        ({}, "created_at_id"),
+        ({"cursor": cursors.encode("new", (5, "f_5"))}, "created_at_id"),
+        ({"path": "a"}, "path_name_id"),
+        ({"path": "a", "below": True}, "path_name_id"),
+        ({"q": "report january"}, None),
+    ],
+)
+def test_lists_walk_an_index(
+    cx: Connection, owner: str | None, wanted: dict[str, Any], index: str | None
+) -> None:
     """None sorts, and none looks at rows that it does not show; SQLite says how it goes about it."""
     if cx.dialect.name != "sqlite":
         pytest.skip("asks SQLite's planner")
-    plans: list[str] = []
+    asked: list[tuple[str, Any]] = []
 
-    def explain(statement: Any) -> None:
-        compiled = statement.compile(dialect=cx.dialect, compile_kwargs={"literal_binds": True})
-        rows = cx.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}").all()
-        plans.append(" / ".join(row[3] for row in rows))
+    def note(_cx: object, _cursor: object, statement: str, values: Any, *_: object) -> None:
+        asked.append((statement, values))
 
-    table = schema.files
-    base = select(table.c.id).where(schema.NOT_DELETED, table.c.owner == "ann")
-    explain(base.order_by(table.c.created_at.desc(), table.c.id.desc()).limit(5))
-    explain(base.where(table.c.path == "a").order_by(table.c.path, table.c.name, table.c.id))
-    explain(
-        select(table.c.id)
-        .where(schema.NOT_DELETED)
-        .order_by(table.c.created_at.desc(), table.c.id.desc())
-        .limit(5)
-    )
-    for plan in plans:
-        assert "INDEX ix_files_" in plan, plan
-        assert "TEMP B-TREE" not in plan, plan
+    event.listen(cx, "before_cursor_execute", note)
+    files.list_files(cx, owner=owner, limit=5, **wanted)
+    ((statement, values),) = asked
+    plan = [row[3] for row in cx.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values)]
+    assert not any("TEMP B-TREE" in step for step in plan), plan
+    if index is None:
+        assert all(step.startswith(("SEARCH", "CORRELATED")) for step in plan), plan
+    else:
+        name = f"ix_files_{'owner_' if owner is not None else ''}{index}"
+        assert len(plan) == 1, plan
+        assert f"INDEX {name}" in plan[0], plan
+        assert wanted == {} or "SEARCH" in plan[0], plan
+        # The folder alone, or its beginning: not all that is the owner's.
+        assert "path" not in wanted or "path=" in plan[0] or "path>" in plan[0], plan

@@ -236,6 +236,14 @@ async def test_page_may_run_its_own_script_alone(house: House) -> None:
     assert "default-src 'none'" in page.headers["content-security-policy"]
 
 
+async def test_client_may_send_to_storage_and_nowhere_else(house: House) -> None:
+    policy = (await house.doors.ask("GET", "/")).headers["content-security-policy"]
+    if "script-src 'self'" not in policy:
+        pytest.skip("the web client is not built")
+    store = house.services.files.store
+    assert f"; connect-src 'self' {store.public_origin}; " in policy
+
+
 # --- inert ------------------------------------------------------------------------------------
 
 

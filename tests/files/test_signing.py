@@ -88,6 +88,8 @@ def test_virtual_addressing_puts_the_bucket_before_the_host() -> None:
     assert url.startswith("https://files.s3.example.org/f/abc?")
     theirs = botocore_url("https://files.s3.example.org/f/abc", "GET", {}, 60)
     assert signature(url) == signature(theirs)
+    assert signer(addressing="virtual").origin == "https://files.s3.example.org"
+    assert signer().origin == "https://s3.example.org"
 
 
 @pytest.mark.parametrize(("asked", "signed"), [(0, 1), (-5, 1), (10**9, MAX_EXPIRES_S)])

@@ -286,18 +286,16 @@ def _found(
         query.add_columns(word.word)
         .join(file_words, word.file == files.c.id)
         .where(_begins(word.word, lead))
-        # A file with two such words comes with the first.
-        .where(
-            ~exists().where(
-                other.file == word.file, _begins(other.word, lead), other.word < word.word
-            )
-        )
         .order_by(word.word, word.file)
     )
     if owner is not None:
         query = query.where(word.owner == owner)
     for text in others:
         query = query.where(exists().where(other.file == word.file, _begins(other.word, text)))
+    # A file with two such words comes with the first. Asked last, of what has all the others.
+    query = query.where(
+        ~exists().where(other.file == word.file, _begins(other.word, lead), other.word < word.word)
+    )
     if cursor is not None:
         after = cursors.decode(cursor, "words", (str, str))
         query = query.where(tuple_(word.word, word.file) > tuple_(*after))
@@ -320,8 +318,13 @@ def _in_folder(path: str, below: bool) -> ColumnElement[bool]:
         return files.c.path == path
     if not path:
         return files.c.path >= ""
-    # "0" is the character after "/".
-    return or_(files.c.path == path, and_(files.c.path > f"{path}/", files.c.path < f"{path}0"))
+    # "0" is the character after "/". Between them lies little that is in no such folder ("a-b"
+    # after "a"); without the one range for both an index would be walked from its beginning.
+    return and_(
+        files.c.path >= path,
+        files.c.path < f"{path}0",
+        or_(files.c.path == path, files.c.path > f"{path}/"),
+    )
 
 
 def _listed() -> ColumnElement[bool]:

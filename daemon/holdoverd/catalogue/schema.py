@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 
 # The schema this release reads and writes: the revision of its last migration.
-VERSION = 7
+VERSION = 8
 
 # Named constraints, or a later migration could not drop one by the same name on both databases.
 metadata = MetaData(
@@ -269,6 +269,7 @@ for _name, _columns in {
     "ix_files_owner_created_at_id": ("owner", "created_at", "id"),
     "ix_files_created_at_id": ("created_at", "id"),
     "ix_files_owner_path_name_id": ("owner", "path", "name", "id"),
+    "ix_files_path_name_id": ("path", "name", "id"),
 }.items():
     Index(
         _name,

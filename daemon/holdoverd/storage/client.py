@@ -130,6 +130,11 @@ class Store:
 
     # -- signing --------------------------------------------------------------------------------
 
+    @property
+    def public_origin(self) -> str:
+        """Where clients' URLs lead to; what a page's policy has to name."""
+        return self._signers[False].origin
+
     def sign(
         self,
         method: str,

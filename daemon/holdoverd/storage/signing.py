@@ -51,14 +51,9 @@ class Signer:
         `headers` (names in lower case) have to be sent exactly so; `host` is added. `key` "" is
         the bucket itself.
         """
-        parts = urlsplit(self.endpoint)
-        host = parts.netloc.lower()
-        if parts.port == _DEFAULT_PORTS[parts.scheme]:
-            host = host.rpartition(":")[0]  # browsers leave it out of Host, and so must we
+        scheme, host = self._server()
         path = "/" + quote(key, safe="/~")
-        if self.addressing == "virtual":
-            host = f"{self.bucket}.{host}"
-        else:
+        if self.addressing == "path":
             path = f"/{self.bucket}{path}"
         signed = {**(headers or {}), "host": host}
         names = ";".join(sorted(signed))
@@ -82,7 +77,22 @@ class Signer:
         key_of_day = _signing_key(self.credentials.secret_key, at[:8], self.region)
         to_sign = f"AWS4-HMAC-SHA256\n{at}\n{scope}\n{digest}"
         signature = hmac.new(key_of_day, to_sign.encode(), hashlib.sha256).hexdigest()
-        return f"{parts.scheme}://{host}{path}?{canonical_query}&X-Amz-Signature={signature}"
+        return f"{scheme}://{host}{path}?{canonical_query}&X-Amz-Signature={signature}"
+
+    @property
+    def origin(self) -> str:
+        """What every URL begins with: where a page has to be let send to."""
+        return "://".join(self._server())
+
+    def _server(self) -> tuple[str, str]:
+        """(scheme, host with its port)."""
+        parts = urlsplit(self.endpoint)
+        host = parts.netloc.lower()
+        if parts.port == _DEFAULT_PORTS[parts.scheme]:
+            host = host.rpartition(":")[0]  # browsers leave it out of Host, and so must we
+        if self.addressing == "virtual":
+            host = f"{self.bucket}.{host}"
+        return parts.scheme, host
 
 
 def _encoded(query: Mapping[str, str]) -> str:

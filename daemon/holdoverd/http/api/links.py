@@ -217,7 +217,7 @@ def _address(context: Context, request: Request) -> str:
 
 
 def _storage(context: Context) -> str:
-    return services(context).files.store.public_endpoint
+    return services(context).files.store.public_origin
 
 
 def _wants_page(request: Request) -> bool:

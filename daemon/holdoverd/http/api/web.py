@@ -51,13 +51,22 @@ _PLAIN_POLICY = (
     " form-action 'none'; frame-ancestors 'none'"
 )
 
-# Agents write what strangers told them. Whatever slips through the client's own cleaning may load
-# nothing, run nothing and send nothing anywhere; images come as data, which the agent's lines hold.
-CLIENT_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:;"
-    " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none';"
-    " require-trusted-types-for 'script'; trusted-types dompurify"
-)
+
+def client_policy(storage: str) -> str:
+    """What the client may do. `storage`: the origin of clients' URLs, "" where there is none.
+
+    Agents write what strangers told them. Whatever slips through the client's own cleaning may load
+    nothing, run nothing and send nothing anywhere but here and to storage, which takes nothing
+    unsigned; images come as data, which the agent's lines hold.
+    """
+    where = f"'self' {storage}".rstrip()
+    return (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:;"
+        f" connect-src {where}; base-uri 'none';"
+        " form-action 'none'; frame-ancestors 'none';"
+        " require-trusted-types-for 'script'; trusted-types dompurify"
+    )
+
 
 _FOREVER = "public, max-age=31536000, immutable"
 
@@ -76,7 +85,9 @@ async def front_page(context: Context, request: Request) -> Response:
     index = context.client.index
     if index is None:
         return Response(200, _PLAIN_PAGE, _page_headers(_PLAIN_POLICY))
-    return _answer(request, index, _page_headers(CLIENT_POLICY))
+    files = context.files.files if context.files is not None else None
+    storage = files.store.public_origin if files is not None and files.has_store else ""
+    return _answer(request, index, _page_headers(client_policy(storage)))
 
 
 async def asset(context: Context, request: Request) -> Response:

@@ -130,3 +130,32 @@ export interface Plugin {
   description: string;
   installed: boolean;
 }
+
+export interface StoredFile {
+  id: string;
+  name: string;
+  path: string;
+  size: number;
+  verified: "sha256" | "parts" | "size" | null;
+  state: "uploading" | "ready" | "deleted";
+  created_at: number;
+}
+
+export interface Link {
+  id: string;
+  file: string;
+  password: boolean;
+  max_downloads: number | null;
+  downloads: number;
+  expires_at: number | null;
+  revoked_at: number | null;
+}
+
+export interface UploadLink {
+  id: string;
+  path: string;
+  max_bytes: number;
+  used_bytes: number;
+  expires_at: number | null;
+  revoked_at: number | null;
+}

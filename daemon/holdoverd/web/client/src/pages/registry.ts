@@ -5,6 +5,7 @@
 
 import type { FunctionComponent } from "preact";
 import { strings } from "../strings";
+import { FilesPage } from "./files";
 import { SessionPage } from "./session";
 import { SessionsPage } from "./sessions";
 import { NewSessionPage } from "./new";
@@ -27,6 +28,7 @@ export const PAGES: readonly PageEntry[] = [
   { name: "new", label: null, view: NewSessionPage },
   { name: "session", label: null, view: SessionPage },
   { name: "search", label: strings.search, view: SearchPage },
+  { name: "files", label: strings.files.title, view: FilesPage },
   { name: "skills", label: strings.skills.title, view: SkillsPage },
   { name: "phone", label: strings.phone, view: PhonePage },
 ];
