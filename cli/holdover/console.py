@@ -1,6 +1,5 @@
 """`session attach` on a terminal: the follower with a board, keys and a line to type in."""
 
-import json
 import time
 import uuid
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from holdover.exits import CommandError, Exit
 from holdover.follow import Follower, Watch
 from holdover.keys import Editor, Key
 from holdover.markdown import Painter, crop
+from holdover.questions import Answering, questions_of
 from holdover.render import Style, one_line, sanitise, tool_line
 from holdover.stream import Item, Keyed
 from holdover.terminal import Terminal
@@ -46,6 +46,8 @@ class Console(Follower):
         self._editor = Editor()
         self._typing_prompt = False  # although a question is open: `i`, or a reason with `r`
         self._reason_for = ""  # the request that is being denied with a reason
+        self._words_for = ""  # the request of which a question is answered in one's own words
+        self._answering: Answering | None = None  # the questions that keys answer
         self._asked: dict[str, dict[str, Any]] = {}  # {request: as its message told of it}
         self._note = ""
         self._due: float | None = None  # when the region is to be drawn again
@@ -87,7 +89,7 @@ class Console(Follower):
         columns, rows = self._terminal.size
         below = [*self._question(columns), self._status(columns)]
         room = max(1, rows - len(below) - 3)
-        mark = "why not? " if self._reason_for else "> "
+        mark = "why not? " if self._reason_for else "your answer: " if self._words_for else "> "
         before = sanitise(self._editor.text[: self._editor.at]).replace("\n", "⏎")
         after = sanitise(self._editor.text[self._editor.at :]).replace("\n", "⏎")
         from rich.cells import cell_len
@@ -132,11 +134,11 @@ class Console(Follower):
         if asked is None:
             return []
         others = f" (and {len(self._pending) - 1} more)" if len(self._pending) > 1 else ""
-        options = choices(asked)
-        if options:
-            question, labels = options
-            lines = [question + others, *(f"  {n} {label}" for n, label in enumerate(labels, 1))]
-            keys = f"1-{len(labels)} answers · d declines · i writes a prompt instead"
+        answering = self._questions(asked)
+        if answering is not None:
+            question, *labels = answering.shown()
+            lines = [question + others, *labels]
+            keys = answering.help() + " · i writes a prompt instead"
         else:
             lines = [
                 f"May it? {tool_line(str(asked.get('tool_name')), asked.get('input'))}{others}"
@@ -151,27 +153,59 @@ class Console(Follower):
     def _answer_key(self, key: Key) -> bool:
         """Whether `key` was an answer to what is asked."""
         asked = self._asking()
-        if asked is None or self._editor.text or self._typing_prompt or key.name != "text":
+        if asked is None or self._editor.text or self._typing_prompt:
+            return False
+        answering = self._questions(asked)
+        if answering is not None and self._answer_question(answering, asked, key):
+            return True
+        if key.name != "text":
             return False
         request_id = str(asked["request_id"])
         frame: dict[str, Any] = {"type": "answer", "request_id": request_id}
-        options = choices(asked)
-        if options and key.text.isdecimal() and 0 < int(key.text) <= len(options[1]):
-            given = {**asked["input"], "answers": {options[0]: options[1][int(key.text) - 1]}}
-            self._reply(frame | {"behavior": "allow", "updated_input": given})
-        elif key.text == "a" and not options:
+        if key.text == "a" and answering is None:
             self._reply(frame | {"behavior": "allow"})
-        elif key.text == "s" and asked.get("suggestions") and not options:
+        elif key.text == "s" and asked.get("suggestions") and answering is None:
             self._reply(frame | {"behavior": "allow", "remember": asked["suggestions"][0]})
         elif key.text == "d":
             self._reply(frame | {"behavior": "deny"})
-        elif key.text == "r" and not options:
+        elif key.text == "r" and answering is None:
             self._reason_for, self._typing_prompt = request_id, True
         elif key.text == "i":
             self._typing_prompt = True
         else:
-            return bool(options and key.text.isdecimal())
+            return bool(answering is not None and key.text.isdecimal())
         return True
+
+    def _questions(self, asked: Mapping[str, Any]) -> Answering | None:
+        """The answers to the questions that `asked` puts, as far as given; None: it puts none."""
+        request_id = str(asked["request_id"])
+        if self._answering is None or self._answering.request_id != request_id:
+            questions = questions_of(asked)
+            self._answering = Answering(request_id, questions) if questions else None
+        return self._answering
+
+    def _answer_question(self, answering: Answering, asked: Mapping[str, Any], key: Key) -> bool:
+        """Whether `key` said something about a question."""
+        if key.name == "enter":
+            meant = answering.enter()
+        elif key.name != "text":
+            return False
+        elif key.text == "o":
+            self._words_for, self._typing_prompt = answering.request_id, True
+            return True
+        elif key.text == "b":
+            meant = answering.back()
+        else:
+            meant = key.text.isdecimal() and answering.digit(int(key.text))
+        self._reply_whole(answering, asked)
+        return meant
+
+    def _reply_whole(self, answering: Answering, asked: Mapping[str, Any]) -> None:
+        """Answer the request once each of its questions is answered."""
+        if (answers := answering.answers) is not None:
+            given = {**asked["input"], "answers": answers}
+            frame = {"type": "answer", "request_id": answering.request_id}
+            self._reply(frame | {"behavior": "allow", "updated_input": given})
 
     def _reply(self, frame: dict[str, Any]) -> None:
         self._try_send(frame)
@@ -192,7 +226,7 @@ class Console(Follower):
             self._write(self._board.unfolded())
             return None
         if key.name == "escape" and not self._editor.text:
-            self._typing_prompt, self._reason_for = False, ""
+            self._typing_prompt, self._reason_for, self._words_for = False, "", ""
             return None
         if self._answer_key(key):
             return None
@@ -200,8 +234,15 @@ class Console(Follower):
         return None if line is None else self._sent(line)
 
     def _sent(self, line: str) -> Exit | None:
-        text, reason_for = line.strip(), self._reason_for
-        self._typing_prompt, self._reason_for = False, ""
+        text, reason_for, words_for = line.strip(), self._reason_for, self._words_for
+        self._typing_prompt, self._reason_for, self._words_for = False, "", ""
+        if words_for:
+            asked, answering = self._asking(), self._answering
+            still_asked = asked is not None and asked["request_id"] == words_for
+            if text and still_asked and asked is not None and answering is not None:
+                answering.words(text)
+                self._reply_whole(answering, asked)
+            return None
         if reason_for:
             if reason_for in self._pending:
                 frame = {"type": "answer", "request_id": reason_for, "behavior": "deny"}
@@ -232,8 +273,10 @@ class Console(Follower):
             self._working_since = time.monotonic()
         super()._set_level(session)
         self._board.note_threads(session.get("threads"))
-        if self._reason_for and self._reason_for not in self._pending:
-            self._reason_for, self._typing_prompt = "", False  # somebody else was faster
+        for typed_for in (self._reason_for, self._words_for):
+            if typed_for and typed_for not in self._pending:
+                # Somebody else was faster.
+                self._reason_for, self._words_for, self._typing_prompt = "", "", False
 
     def _note_permission(self, message: Any) -> None:
         request_id, body = str(message.get("request_id")), message.get("body")
@@ -264,28 +307,3 @@ class Console(Follower):
             # At once: what has become part of it must not stand below it any more.
             self._due = None
             self._terminal.write(text, *self._region())
-
-
-def choices(asked: Mapping[str, Any]) -> tuple[str, list[str]] | None:
-    """(question, labels) where the agent asks one question with up to nine options, one to choose.
-
-    Several questions, or several answers, are more than a key can say.
-    """
-    given = asked.get("input")
-    questions = given.get("questions") if isinstance(given, dict) else None
-    if asked.get("tool_name") != "AskUserQuestion" or not isinstance(questions, list):
-        return None
-    if len(questions) != 1 or not isinstance(questions[0], dict):
-        return None
-    one = questions[0]
-    options = one.get("options")
-    labels = [o.get("label") for o in options] if isinstance(options, list) else []
-    if (
-        one.get("multiSelect")
-        or not 0 < len(labels) < 10
-        or not isinstance(one.get("question"), str)
-    ):
-        return None
-    return one["question"], [
-        label if isinstance(label, str) else json.dumps(label) for label in labels
-    ]

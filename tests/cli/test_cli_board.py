@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdover.board import Board
-from holdover.console import choices
 from holdover.cursor import Event, Stored, Text
 from holdover.keys import Editor, Key, Keys
 from holdover.markdown import Blocks, Painter, crop
@@ -274,23 +273,3 @@ def test_no_bytes_break_the_line(data: bytes) -> None:
     for key in Keys().feed(data):
         editor.press(key)
         assert 0 <= editor.at <= len(editor.text)
-
-
-@pytest.mark.parametrize(
-    ("questions", "expected"),
-    [
-        ([{"question": "Q?", "options": [{"label": "A"}, {"label": "B"}]}], ("Q?", ["A", "B"])),
-        ([{"question": "Q?", "multiSelect": True, "options": [{"label": "A"}]}], None),
-        ([{"question": "Q?", "options": []}], None),
-        ([{"question": "Q?", "options": [{"label": "A"}]}] * 2, None),
-        ("x", None),
-        ([None], None),
-        ([{"options": [{"label": "A"}]}], None),
-    ],
-)
-def test_a_question_with_few_options_is_answered_by_a_digit(
-    questions: object, expected: object
-) -> None:
-    asked = {"tool_name": "AskUserQuestion", "input": {"questions": questions}}
-    assert choices(asked) == expected
-    assert choices({**asked, "tool_name": "Bash"}) is None

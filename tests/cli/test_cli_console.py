@@ -160,6 +160,40 @@ def test_one_key_answers_and_a_reason_is_typed(daemon: FakeDaemon) -> None:
         assert frames(daemon, "prompt")[0]["text"] == "add a test"
 
 
+def test_several_questions_are_answered_by_keys_and_by_words(daemon: FakeDaemon) -> None:
+    model = daemon.add_session(ONE)
+    options = [{"label": "Red"}, {"label": "Green"}]
+    questions = [
+        {"question": "Which one?", "options": options},
+        {"question": "Which of them?", "options": options, "multiSelect": True},
+        {"question": "And else?", "options": options},
+    ]
+    with attached(daemon) as person:
+        person.sees(">")
+        given = {"questions": questions}
+        asks(daemon, model, "p_1", tool_name="AskUserQuestion", input=given)
+        person.sees(r"\(1 of 3\) Which one\?")
+        person.press("2")
+        person.sees(r"\(2 of 3\) Which of them\?")
+        person.press("12")
+        person.sees(r"2 \[x\] Green")
+        person.press("\r")
+        person.sees(r"\(3 of 3\) And else\?")
+        person.press("o")
+        person.sees("your answer:")
+        person.press("a darker one\r")
+        wait_for(daemon, lambda: len(frames(daemon, "answer")) == 1)
+        (answer,) = frames(daemon, "answer")
+        assert answer["updated_input"] == {
+            **given,
+            "answers": {
+                "Which one?": "Green",
+                "Which of them?": "Red, Green",
+                "And else?": "a darker one",
+            },
+        }
+
+
 def test_what_begins_with_a_slash_goes_to_the_agent(daemon: FakeDaemon) -> None:
     daemon.add_session(ONE)
     with attached(daemon) as person:
