@@ -133,6 +133,44 @@ def test_drafts_survive_a_reload_and_queued_prompts_can_be_seen(up: Up, new_page
     wait_until(lambda: page.get_by_text("Waits for its turn.").count() == 0, "it had its turn", 5)
 
 
+def test_a_new_session_says_where_it_works_and_changes_read_as_changes(
+    up: Up, new_page: NewPage
+) -> None:
+    page = new_page()
+    page.get_by_role("link", name="New session").click()
+    page.get_by_label("First prompt").fill(
+        'tool Edit {"file_path": "/a.py", "old_string": "a\\nb\\nc\\nd", "new_string": "1\\nb\\nc\\n4"}\n'
+        'tool TodoWrite {"todos": [{"content": "Read", "status": "completed"},'
+        ' {"content": "Write", "status": "in_progress"}]}\nwait 60'
+    )
+    page.get_by_label("a repository, cloned").check()
+    page.get_by_label("Address of the repository").fill("no address")
+    page.get_by_role("button", name="Start").click()
+    page.get_by_role("alert").wait_for()
+    page.get_by_label("a new workspace").check()
+    page.get_by_label("Permissions").select_option("plan")
+    page.get_by_role("button", name="Start").click()
+    page.get_by_role("button", name="Edit /a.py").click()
+    lines = page.locator(".hunk > span").evaluate_all("all => all.map((line) => line.innerText)")
+    assert [line.strip() for line in lines] == ["- a", "+ 1", "b", "c", "- d", "+ 4"]
+    page.get_by_role("button", name="TodoWrite 1 of 2 done · Write").click()
+    assert page.locator(".todos .done").inner_text() == "✓ Read"
+    session = page.url.rpartition("/")[2]
+    assert up.session(session)["permission_mode"] == "plan"
+
+    for text in ("one", "two"):
+        send(page, f"say {text}")
+    queue = page.get_by_role("region", name="2 prompts wait for their turn")
+    queue.get_by_role("button", name="Withdraw: say one").click()
+    page.get_by_role("region", name="1 prompt waits for its turn").get_by_text("say two").wait_for()
+    picture(page, "queue-light")
+    page.evaluate("location.hash = '/'")
+    page.get_by_label("State").select_option("working")
+    page.locator(f'.sessions a[href$="{session}"]').wait_for()
+    page.get_by_label("State").select_option("waiting")
+    wait_until(lambda: page.locator(f'.sessions a[href$="{session}"]').count() == 0, "not listed")
+
+
 def test_sharing_title_and_purge(up: Up, new_page: NewPage) -> None:
     session = up.new_session("say hello")["id"]
     page = new_page(session)

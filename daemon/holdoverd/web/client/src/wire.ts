@@ -2,6 +2,11 @@
 
 export type State = "starting" | "idle" | "working" | "waiting" | "dormant" | "ended" | "failed";
 
+export const STATES: readonly State[] = ["waiting", "working", "idle", "starting", "dormant", "failed", "ended"];
+
+/** What an agent may do without asking. */
+export const MODES = ["default", "acceptEdits", "plan", "bypassPermissions", "dontAsk", "auto"];
+
 export type Json = Record<string, unknown>;
 
 export interface Permission {

@@ -1,10 +1,11 @@
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { useChanges } from "../hooks";
 import { strings } from "../strings";
 import { Composer } from "../session/composer";
 import { Header } from "../session/header";
 import { MessageList, type Goal } from "../session/list";
 import { Permissions } from "../session/permissions";
+import { Queue } from "../session/queue";
 import { SessionStore } from "../session/store";
 import { titleOf } from "../wire";
 import type { PageProps } from "./registry";
@@ -20,6 +21,9 @@ export function SessionPage({ parts }: PageProps) {
   }, [id]);
   return store === null || store.id !== id ? null : <Opened key={id} store={store} goal={goal} />;
 }
+
+/** How long it is said that the connection is back. */
+const FOUND_MS = 2500;
 
 /** How long a connection may be away before it is worth a word. */
 const QUIET_MS = 700;
@@ -50,6 +54,7 @@ function Opened({ store, goal }: { store: SessionStore; goal: Goal | null }) {
       <div class="foot">
         <Quiet store={store} />
         <Permissions store={store} />
+        <Queue store={store} />
         <Composer store={store} />
       </div>
     </main>
@@ -68,9 +73,20 @@ function Quiet({ store }: { store: SessionStore }) {
     const timer = setTimeout(() => setLate(true), QUIET_MS);
     return () => clearTimeout(timer);
   }, [away]);
+  const shown = away && late;
+  const [found, setFound] = useState(false);
+  const wasShown = useRef(false);
+  useEffect(() => {
+    const back = wasShown.current && !shown && store.connection === "live";
+    wasShown.current = shown;
+    if (!back) return;
+    setFound(true);
+    const timer = setTimeout(() => setFound(false), FOUND_MS);
+    return () => clearTimeout(timer);
+  }, [shown]);
   return (
     <div class="quiet" role="status">
-      {away && late && <p>{strings.lost}</p>}
+      {shown ? <p>{strings.lost}</p> : found && <p>{strings.found}</p>}
       {store.outdated && (
         <p>
           {strings.outdated}{" "}

@@ -1,16 +1,17 @@
 import { useState } from "preact/hooks";
 import { usePolled } from "../hooks";
-import { call, said } from "../http";
+import { call, said, Unreachable } from "../http";
 import { visible } from "../rules/text";
 import { strings } from "../strings";
-import { titleOf, type Session } from "../wire";
+import { STATES, titleOf, type Session } from "../wire";
 
 const EVERY_MS = 3000;
 
 export function SessionsPage() {
   const [q, setQ] = useState("");
   const [limit, setLimit] = useState(50);
-  const query = new URLSearchParams({ limit: String(limit), ...(q.trim() && { q: q.trim() }) });
+  const [state, setState] = useState("");
+  const query = new URLSearchParams({ limit: String(limit), ...(q.trim() && { q: q.trim() }), ...(state && { state }) });
   const { value, error } = usePolled(
     () => call<{ items: Session[]; next: string | null }>("GET", `/v1/sessions?${query}`),
     EVERY_MS,
@@ -24,18 +25,27 @@ export function SessionsPage() {
           {strings.newSession}
         </a>
       </div>
-      <input
-        type="search"
-        class="filter"
-        aria-label={strings.filter}
-        placeholder={strings.filter}
-        value={q}
-        onInput={(event) => setQ(event.currentTarget.value)}
-      />
+      <div class="search">
+        <input
+          type="search"
+          aria-label={strings.filter}
+          placeholder={strings.filter}
+          value={q}
+          onInput={(event) => setQ(event.currentTarget.value)}
+        />
+        <select aria-label={strings.state} value={state} onChange={(event) => setState(event.currentTarget.value)}>
+          <option value="">{strings.everyState}</option>
+          {STATES.map((name) => (
+            <option key={name} value={name}>
+              {strings.states[name]}
+            </option>
+          ))}
+        </select>
+      </div>
       <p class="quiet" role="status">
-        {error !== null && said(error)}
+        {error === null ? "" : error instanceof Unreachable ? strings.lost : said(error)}
       </p>
-      {value !== null && value.items.length === 0 && <p>{q === "" ? strings.noSessions : strings.nothingFound}</p>}
+      {value !== null && value.items.length === 0 && <p>{q === "" && state === "" ? strings.noSessions : strings.nothingFound}</p>}
       <ul class="sessions">
         {value?.items.map((session) => (
           <li key={session.id}>

@@ -4,10 +4,8 @@ import { useState } from "preact/hooks";
 import { go } from "../router";
 import { visible } from "../rules/text";
 import { strings } from "../strings";
-import { titleOf, type Json } from "../wire";
+import { MODES, titleOf, type Json, type Session } from "../wire";
 import type { SessionStore } from "./store";
-
-const MODES = ["default", "acceptEdits", "plan", "bypassPermissions", "dontAsk", "auto"];
 
 export function Header({ store }: { store: SessionStore }) {
   const { session } = store;
@@ -19,6 +17,7 @@ export function Header({ store }: { store: SessionStore }) {
         ‹
       </a>
       <h1>{visible(title)}</h1>
+      {session !== null && <span class="usage">{usageOf(session)}</span>}
       {session !== null && <span class={`badge ${session.state}`}>{strings.states[session.state]}</span>}
       <button type="button" class="link" aria-expanded={open} onClick={() => setOpen(!open)}>
         {strings.details}
@@ -26,6 +25,15 @@ export function Header({ store }: { store: SessionStore }) {
       {open && session !== null && <Details store={store} />}
     </header>
   );
+}
+
+/** Cost and context in few words. */
+function usageOf({ cost_usd, context }: Session): string {
+  const parts: string[] = [];
+  // Less than a cent is not worth the place.
+  if (cost_usd !== null && cost_usd >= 0.01) parts.push(strings.dollarsShort(cost_usd));
+  if (context !== null) parts.push(strings.contextShort(context.used, context.limit));
+  return parts.join(" · ");
 }
 
 function Details({ store }: { store: SessionStore }) {

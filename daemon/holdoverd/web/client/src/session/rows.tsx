@@ -145,17 +145,27 @@ function Tool({ row, store }: Props) {
 
 /** What of a tool's input says most on one line. */
 export function argumentOf(name: string, input: Json): string {
-  for (const key of ["command", "file_path", "path", "pattern", "url", "query", "description", "prompt", "skill"]) {
+  for (const key of ["command", "file_path", "pattern", "path", "url", "query", "description", "prompt", "skill"]) {
     if (typeof input[key] === "string") return input[key];
   }
   if (name === "AskUserQuestion" && Array.isArray(input.questions)) {
     return input.questions.filter(isObject).map(({ question }) => String(question)).join(" · ");
   }
   if (typeof input.plan === "string") return input.plan;
+  const todos = todosOf(input);
+  if (todos !== null) {
+    const now = todos.find(({ status }) => status === "in_progress");
+    const done = todos.filter(({ status }) => status === "completed").length;
+    return strings.todosDone(done, todos.length) + (now === undefined ? "" : ` · ${String(now.content)}`);
+  }
   return Object.keys(input).length === 0 ? "" : JSON.stringify(input).slice(0, 400);
 }
 
-/** A tool's input as what it is: a command, a change of a file, a plan, else its fields. */
+function todosOf(input: Json): Json[] | null {
+  return Array.isArray(input.todos) && input.todos.every(isObject) ? input.todos : null;
+}
+
+/** A tool's input as what it is: a command, a change of a file, a plan, a list of tasks, else its fields. */
 export function Input({ name, input }: { name: string; input: Json }) {
   if (typeof input.command === "string") return <Plain class="terminal" text={`$ ${input.command}`} />;
   if (typeof input.old_string === "string" && typeof input.new_string === "string") {
@@ -171,10 +181,52 @@ export function Input({ name, input }: { name: string; input: Json }) {
     return <Diff path={input.file_path} changes={[["", input.content]]} />;
   }
   if (name === "ExitPlanMode" && typeof input.plan === "string") return <Markdown text={input.plan} />;
-  return Object.keys(input).length === 0 ? null : <Raw value={input} />;
+  const todos = todosOf(input);
+  if (todos !== null) return <Todos todos={todos} />;
+  return Object.keys(input).length === 0 ? null : <Fields input={input} />;
+}
+
+function Todos({ todos }: { todos: Json[] }) {
+  return (
+    <ul class="todos">
+      {todos.slice(0, MAX_FIELDS).map((todo, at) => {
+        const status = String(todo.status);
+        return (
+          <li key={at} class={status === "completed" ? "done" : status === "in_progress" ? "now" : ""}>
+            <span role="img" aria-label={strings.todoStates[status] ?? status}>
+              {status === "completed" ? "✓" : status === "in_progress" ? "▸" : "○"}
+            </span>{" "}
+            {oneLine(String(todo.content ?? ""), 400)}
+          </li>
+        );
+      })}
+    </ul>
+  );
+}
+
+const MAX_FIELDS = 100;
+
+/** An input of no kind known here: field by field, what is text as text. */
+function Fields({ input }: { input: Json }) {
+  return (
+    <dl class="input">
+      {Object.entries(input)
+        .slice(0, MAX_FIELDS)
+        .map(([name, value]) => {
+          const text = typeof value === "string" ? value : JSON.stringify(value, null, 2);
+          return (
+            <div key={name}>
+              <dt>{oneLine(name, 60)}</dt>
+              <dd>{text.length > 300 || text.includes("\n") ? <Plain text={text} /> : visible(text)}</dd>
+            </div>
+          );
+        })}
+    </dl>
+  );
 }
 
 const MAX_DIFF_LINES = 2000;
+const SIGN_CLASSES = { "+": "added", "-": "removed", "…": "left-out", " ": "" };
 
 function Diff({ path, changes }: { path: unknown; changes: [string, string][] }) {
   return (
@@ -186,7 +238,7 @@ function Diff({ path, changes }: { path: unknown; changes: [string, string][] })
             {diffLines(before, after)
               .slice(0, MAX_DIFF_LINES)
               .map((line, number) => (
-                <span key={number} class={line.sign === "+" ? "added" : line.sign === "-" ? "removed" : ""}>
+                <span key={number} class={SIGN_CLASSES[line.sign]}>
                   {`${line.sign} ${visible(line.text.slice(0, 5000))}\n`}
                 </span>
               ))}
@@ -241,7 +293,9 @@ function Asked({ row }: { row: Row }) {
   const name = String(request.tool_name ?? "");
   return (
     <p class="summary-line">
-      <span class="what">{strings.asked(oneLine(name, 60))}</span>{" "}
+      <span class="what">
+        {name === "AskUserQuestion" ? strings.question : name === "ExitPlanMode" ? strings.plan : strings.asked(oneLine(name, 60))}
+      </span>{" "}
       <span class="detail">{oneLine(argumentOf(name, input), 160)}</span>{" "}
       {row.outcome !== null && <span class="state">{answerLine(row.outcome.part)}</span>}
     </p>

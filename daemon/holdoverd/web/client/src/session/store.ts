@@ -231,8 +231,9 @@ export class SessionStore extends Notifier {
     await this.ask("POST", "/answers", answer);
   }
 
-  async interrupt(): Promise<void> {
-    await this.ask("POST", "/interrupt", {});
+  /** Stop the turn; what waits for its turn comes next, unless that is withdrawn too. */
+  async interrupt(withdrawAll = false): Promise<void> {
+    await this.ask("POST", "/interrupt", withdrawAll ? { cancel_queued: true } : {});
   }
 
   async cancelPrompt(id: string): Promise<void> {
