@@ -117,16 +117,24 @@ class Yard:
         self.env[prefix + "COMMAND"] = f"{sys.executable} -I {path}"
         self.env |= {prefix + key.upper(): str(value) for key, value in settings.items()}
 
-    def start(self, **env: str) -> subprocess.Popen[bytes]:
-        """One more worker."""
+    def start(self, *, host: str | None = None, **env: str) -> subprocess.Popen[bytes]:
+        """One more worker; on another `host` as far as it can tell, which takes root."""
         with (self.folder / "workers.log").open("ab") as log:
-            worker = self._start(log, env)
+            worker = self._start(log, env, host)
         self.workers.append(worker)
         return worker
 
-    def _start(self, log: IO[bytes], env: dict[str, str]) -> subprocess.Popen[bytes]:
+    def _start(
+        self, log: IO[bytes], env: dict[str, str], host: str | None
+    ) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "tests.jobs.store", "--direct"]
+        runtime = self.runtime
+        if host is not None:
+            command = ["unshare", "--uts", "sh", "-c", f'hostname {host}; exec "$@"', "-", *command]
+            runtime = self.folder / f"run-{host}"
+            (runtime / "workers").mkdir(parents=True, exist_ok=True)
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.jobs.store", "--direct"],
+            command,
             cwd=ROOT,
             env={
                 "PATH": os.environ["PATH"],
@@ -134,7 +142,7 @@ class Yard:
                 "TMPDIR": str(self.folder),
                 "STATE_DIRECTORY": str(self.state),
                 "HOLDOVER_CATALOGUE_URL": self.url,
-                "HOLDOVER_RUNTIME_DIR": str(self.runtime),
+                "HOLDOVER_RUNTIME_DIR": str(runtime),
                 "HOLDOVER_CONFIG_DIR": str(self.folder / "none"),
                 "HOLDOVER_JOBS_IDLE_S": "60",
                 "TEST_STORE": str(self.store.folder),

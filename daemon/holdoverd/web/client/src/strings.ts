@@ -1,6 +1,6 @@
 /** Every text that people read, in one place. */
 
-import type { Json, State } from "./wire";
+import type { JobState, Json, State } from "./wire";
 
 const number = new Intl.NumberFormat("en");
 
@@ -218,6 +218,35 @@ export const strings = {
     room: (used: string, most: string) => `${used} of ${most} used`,
   },
 
+  jobs: {
+    title: "Jobs",
+    none: "There are no jobs yet. `holdover job submit` starts one.",
+    noneSuch: "No job is in that state.",
+    show: "Show",
+    all: "all",
+    states: {
+      ready: "waiting",
+      running: "running",
+      done: "done",
+      dead: "failed",
+      cancelled: "cancelled",
+    } satisfies Record<JobState, string>,
+    progress: "Progress",
+    come: (bytes: number, total: number | null) =>
+      total === null ? strings.bytes(bytes) : `${strings.bytes(bytes)} of ${strings.bytes(total)}`,
+    attempt: (attempt: number, of: number) => `attempt ${attempt} of ${of}`,
+    session: "for a session",
+    details: "Details",
+    cancel: "Cancel",
+    retry: "Try again",
+    files: "Files",
+    params: "Parameters",
+    result: "Result",
+    resultFiles: "Result as a file",
+    log: "Log",
+    saidNothing: "It has said nothing.",
+  },
+
   skills: {
     title: "Skills",
     none: "There are no skills yet.",
@@ -260,7 +289,7 @@ export const strings = {
     `${number.format(used)} of ${number.format(limit)} tokens (${Math.round((100 * used) / Math.max(1, limit))} %)`,
   dollarsShort: (value: number) => `$${value.toFixed(2)}`,
   contextShort: (used: number, limit: number) => `context ${Math.round((100 * used) / Math.max(1, limit))} %`,
-  bytes: (size: number) => (size < 1e6 ? `${Math.round(size / 1000)} kB` : `${(size / 1e6).toFixed(1)} MB`),
+  bytes: (size: number) => (size < 1000 ? `${size} B` : size < 1e6 ? `${Math.round(size / 1000)} kB` : `${(size / 1e6).toFixed(1)} MB`),
   asks: (count: number) => (count === 1 ? "1 question" : `${count} questions`),
   ago: (ms: number) => {
     const seconds = Math.max(0, Math.round(ms / 1000));

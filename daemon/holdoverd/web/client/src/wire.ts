@@ -164,3 +164,29 @@ export interface UploadLink {
   expires_at: number | null;
   revoked_at: number | null;
 }
+
+export type JobState = "ready" | "running" | "done" | "dead" | "cancelled";
+
+export interface Job {
+  id: string;
+  owner: string;
+  processor: string;
+  files: string[];
+  params: Json;
+  state: JobState;
+  attempt: number;
+  max_attempts: number;
+  progress: { bytes: number; total: number | null } | null;
+  result: { text?: string; files: string[] } | null;
+  error: string | null;
+  session: string | null;
+  created_at: number;
+  started_at: number | null;
+  finished_at: number | null;
+}
+
+export interface JobLog {
+  attempt: number;
+  text: string;
+  size: number;
+}

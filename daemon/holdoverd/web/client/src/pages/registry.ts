@@ -11,6 +11,7 @@ import { SessionsPage } from "./sessions";
 import { NewSessionPage } from "./new";
 import { PhonePage } from "./phone";
 import { SearchPage } from "./search";
+import { JobsPage } from "./jobs";
 import { SkillsPage } from "./skills";
 
 export interface PageProps {
@@ -29,6 +30,7 @@ export const PAGES: readonly PageEntry[] = [
   { name: "session", label: null, view: SessionPage },
   { name: "search", label: strings.search, view: SearchPage },
   { name: "files", label: strings.files.title, view: FilesPage },
+  { name: "jobs", label: strings.jobs.title, view: JobsPage },
   { name: "skills", label: strings.skills.title, view: SkillsPage },
   { name: "phone", label: strings.phone, view: PhonePage },
 ];
