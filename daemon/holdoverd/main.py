@@ -186,6 +186,7 @@ async def run(
                 host=host_name(),
                 serving=lambda: duty.role.state == "serving",
             )
+            sessions.before_agents(jobs.make_room)
             skills = Skills(
                 catalogue=catalogue,
                 settings=settings,
@@ -222,7 +223,13 @@ async def run(
                     | gather.from_process(host_name(), generation, __version__, state_dir)
                 )
 
-            context.metrics = gather.Metrics([looked_at, partial(gather.from_catalogue, catalogue)])
+            context.metrics = gather.Metrics(
+                [
+                    looked_at,
+                    partial(gather.from_catalogue, catalogue),
+                    partial(gather.from_jobs, catalogue, jobs, settings.jobs.max_workers),
+                ]
+            )
             await nursery.start(
                 doors.serve,
                 {door: [as_listener(sock) for sock in listeners[door]] for door in DOORS},

@@ -95,6 +95,30 @@ def test_the_index_serves_beside_any_number_that_ended(cx: Connection) -> None:
         assert "TEMP B-TREE" not in step
 
 
+def test_depths_tell_what_waits_runs_and_failed(cx: Connection) -> None:
+    assert jobs_table.depths(cx, NOW) == ({}, None)
+    for state, processor in [("ready", "p"), ("ready", "p"), ("running", "q"), ("dead", "p")]:
+        add(cx, processor, state=state)
+    for state in ("done", "cancelled"):
+        add(cx, state=state)
+    add(cx, run_after=NOW - 7)
+    add(cx, run_after=NOW + 9, ready_at=NOW)
+    depths = {("ready", "p"): 4, ("running", "q"): 1, ("dead", "p"): 1}
+    assert jobs_table.depths(cx, NOW) == (depths, NOW - 7)
+    assert jobs_table.depths(cx, NOW - 99)[1] is None
+
+
+def test_agents_are_counted_on_their_host_and_the_latest_named_first(cx: Connection) -> None:
+    early, late = (
+        add(cx, "a", state="running", host="h", worker="w", started_at=NOW + n) for n in range(2)
+    )
+    add(cx, "a", state="running", host="other", worker="w", started_at=NOW)
+    add(cx, "a")
+    add(cx, "p", state="running", host="h", worker="w", started_at=NOW)
+    assert [job.id for job in jobs_table.agent_jobs(cx, ["a"], "h")] == [late.id, early.id]
+    assert jobs_table.agents_running(cx, ["a"], "h") == 2
+
+
 def test_lists_page_newest_first(cx: Connection) -> None:
     jobs = [add(cx, created_at=NOW + n // 2, owner="ab"[n % 2]) for n in range(7)]
     expected = sorted(jobs, key=lambda j: (-j.created_at, j.id), reverse=False)

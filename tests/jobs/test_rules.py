@@ -208,3 +208,23 @@ def test_jobs_leave_room_for_people() -> None:
     assert not rules.may_admit(agents=180, limit=200)
     assert rules.may_admit(agents=0, limit=1)
     assert not rules.may_admit(agents=1, limit=2)
+
+
+@pytest.mark.parametrize("limit", range(1, 6))
+@pytest.mark.parametrize("jobs", range(6))
+@pytest.mark.parametrize("sessions", range(1, 8))
+def test_jobs_give_way_to_people_and_no_more_than_they_must(
+    sessions: int, jobs: int, limit: int
+) -> None:
+    left = jobs - rules.to_give_way(sessions=sessions, jobs=jobs, limit=limit)
+    assert 0 <= left <= jobs
+    assert sessions + left <= limit or left == 0
+    assert left == jobs or sessions + left + 1 > limit
+
+
+def test_what_gives_way_comes_again_later_at_no_cost() -> None:
+    job = new_job("p", state="running", attempt=1)
+    after = rules.gives_way(job, NOW)
+    assert (after.state, after.counted) == ("ready", 0)
+    assert after.run_after == NOW + rules.GIVE_WAY_S * 1000
+    assert "made room for a session" in (after.error or "")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -52,7 +53,9 @@ class Told:
 class Desk:
     """A catalogue, the service, and doors with it."""
 
-    def __init__(self, folder: Path, catalogue: Catalogue) -> None:
+    def __init__(
+        self, folder: Path, catalogue: Catalogue, env: Mapping[str, str] = MappingProxyType(ENV)
+    ) -> None:
         self.catalogue = catalogue
         self.store = Folder(folder / "store")
         self.runtime = folder / "run"
@@ -61,7 +64,7 @@ class Desk:
         self.told = Told()
         self.jobs = Jobs(
             catalogue=catalogue,
-            settings=load([], ENV),
+            settings=load([], env),
             files=self.store,
             sessions=self.told,  # type: ignore[arg-type]
             runtime=self.runtime,
@@ -71,7 +74,7 @@ class Desk:
         self.doors: Doors
 
     async def add(self, **fields: object) -> str:
-        job = new_job("checksum", **fields)
+        job = new_job(str(fields.pop("processor", "checksum")), **fields)
         await self.catalogue.write(lambda cx: jobs_table.create_job(cx, job))
         return job.id
 
@@ -324,3 +327,26 @@ def test_the_job_of_an_upload_is_prepared_for_the_same_transaction(tmp_path: Pat
             assert json.loads((await desk.job(job)).files) == ["f_1"]
 
     trio.run(run)
+
+
+async def test_a_job_gives_its_agent_up_before_a_person_is_refused(tmp_path: Path) -> None:
+    catalogue = Catalogue.open(f"sqlite:///{tmp_path}/catalogue.db")
+    try:
+        env = {**ENV, "HOLDOVER_SESSIONS_MAX_LIVE": "3"}
+        desk = Desk(tmp_path, catalogue, env)
+        running = {"state": "running", "attempt": 1, "host": "here", "worker": "w"}
+        early, late = [await desk.add(processor="analyze", started_at=n, **running) for n in (1, 2)]
+        other = await desk.add(processor="checksum", started_at=3, **running)
+        await desk.jobs.make_room(1)
+        assert (await desk.job(late)).state == "running"
+        await desk.jobs.make_room(2)
+        assert [(await desk.job(job)).state for job in (early, late, other)] == [
+            "running",
+            "ready",
+            "running",
+        ]
+        assert (await desk.job(late)).counted == 0
+        await desk.jobs.make_room(9)  # there is no more to be had from jobs
+        assert (await desk.job(early)).state == "ready"
+    finally:
+        catalogue.close()

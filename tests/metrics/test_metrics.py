@@ -160,6 +160,9 @@ def test_a_daemon_tells_what_it_did() -> None:
         assert found["holdover_ingest_lines_total", ()] > 3
         assert found["holdover_ingest_bytes_total", ()] > 300
         assert found["holdover_spool_lag_bytes", ()] == 0
+        assert found["holdover_jobs_oldest_wait_seconds", ()] == 0
+        assert found["holdover_workers", ()] == 0
+        assert found["holdover_workers_limit", ()] == 4
         assert found["holdover_instances", (("state", "serving"),)] == 1
         assert found["holdover_catalogue_commit_seconds_count", ()] > 3
         assert (

@@ -176,6 +176,21 @@ async def test_no_more_agents_run_than_the_limit_however_they_race(tmp_path: Pat
         assert "max_live" in refused[0].message
 
 
+async def test_whoever_else_has_agents_is_asked_for_room_before_one_starts(tmp_path: Path) -> None:
+    async with a_house(tmp_path, STAYS, max_live=2) as house:
+        asked: list[int] = []
+
+        async def make_room(sessions: int) -> None:
+            asked.append(sessions)
+
+        house.sessions.before_agents(make_room)
+        for _ in range(2):
+            await house.new()
+        with pytest.raises(Capacity):
+            await house.new()
+        assert asked == [1, 2]
+
+
 async def test_who_is_shut_out_while_opening_a_stream_does_not_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

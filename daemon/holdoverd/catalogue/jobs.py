@@ -231,6 +231,22 @@ def agent_jobs(cx: Connection, processors: Collection[str], host: str) -> list[R
     return [Running(*row) for row in cx.execute(query.order_by(jobs.c.started_at.desc()))]
 
 
+def depths(cx: Connection, now: int) -> tuple[dict[tuple[str, str], int], int | None]:
+    """({(state, processor): how many} of ready, running and dead, since when the oldest is due).
+
+    None where no job waits. Reads what has not ended well, by the index.
+    """
+    counts = cx.execute(
+        select(jobs.c.state, jobs.c.processor, func.count())
+        .where(jobs.c.state.in_(("ready", "running", "dead")))
+        .group_by(jobs.c.state, jobs.c.processor)
+    )
+    oldest = cx.execute(
+        select(func.min(jobs.c.run_after)).where(jobs.c.state == "ready", jobs.c.run_after <= now)
+    ).scalar_one()
+    return {(str(state), str(name)): int(n) for state, name, n in counts}, oldest
+
+
 def _running_by_processor(cx: Connection) -> dict[str, int]:
     counts = cx.execute(
         select(jobs.c.processor, func.count()).where(_RUNNING).group_by(jobs.c.processor)

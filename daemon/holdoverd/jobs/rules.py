@@ -27,6 +27,8 @@ MOVES: dict[State, frozenset[State]] = {
 FIRST_DELAY_S = 1.0
 MAX_DELAY_S = 300.0
 MAX_RETRY_AFTER_S = 3600.0
+# A person who has just begun is not done sooner.
+GIVE_WAY_S = 30.0
 # A service that says "later" for ever has to be noticed by somebody.
 MAX_SPARED = 50
 # A step of the wall clock that is no skew between hosts.
@@ -269,3 +271,18 @@ def may_admit(*, agents: int, limit: int) -> bool:
     Jobs leave a tenth of the limit, one at least where there are two, to people.
     """
     return agents < limit - min(limit - 1, max(1, limit // 10))
+
+
+def to_give_way(*, sessions: int, jobs: int, limit: int) -> int:
+    """How many of the `jobs` with an agent have to stop, so that `sessions` can have theirs."""
+    return max(0, min(jobs, sessions + jobs - limit))
+
+
+def gives_way(job: Job, now: int) -> Job:
+    """Its agent makes room for a person's; it is tried again later, at no cost."""
+    return spared(
+        job,
+        why="It made room for a session: [sessions] max_live agents ran on its host.",
+        after_s=GIVE_WAY_S,
+        now=now,
+    )

@@ -5,6 +5,7 @@ may start nothing itself), takes jobs from workers that are gone, and tells sess
 what they asked for.
 """
 
+import contextlib
 import json
 import logging
 import socket
@@ -203,6 +204,34 @@ class Jobs:
         if not caller.admin and job.owner != caller.owner:
             raise _no_job(job_id)
         return job
+
+    async def make_room(self, sessions: int) -> None:
+        """Have jobs' agents stop where so many sessions of this host would be too many with them.
+
+        Those that began last, since they lose least. Their processors are gone within two seconds;
+        nobody waits for that.
+        """
+        agents = [name for name, one in self._settings.processors.items() if one.starts_agent]
+        running = await self._catalogue.read(
+            lambda cx: jobs_table.agent_jobs(cx, agents, self._host)
+        )
+        limit = self._settings.sessions.max_live
+        for job in running[: rules.to_give_way(sessions=sessions, jobs=len(running), limit=limit)]:
+            with contextlib.suppress(rules.Fenced):
+                await self._catalogue.write(
+                    partial(
+                        jobs_table.change_held,
+                        job_id=job.id,
+                        attempt=job.attempt,
+                        rule=lambda held: rules.gives_way(held, now_ms()),
+                    )
+                )
+                log.info("job %s, attempt %d makes room for a session", job.id, job.attempt)
+
+    @property
+    def workers(self) -> int:
+        """Workers that live on this host."""
+        return len(self._upkeep.living)
 
     # --- having them run ---
 

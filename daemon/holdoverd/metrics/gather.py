@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from holdoverd.catalogue import jobs as jobs_table
 from holdoverd.catalogue import sessions as sessions_table
 from holdoverd.catalogue.store import Catalogue
 from holdoverd.errors import CatalogueError
+from holdoverd.ids import now_ms
 from holdoverd.metrics.counts import Counts
 from holdoverd.metrics.table import Samples, Value
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from holdoverd.handover.duty import Duty
     from holdoverd.http.live import LiveStreams
     from holdoverd.http.server import Server
+    from holdoverd.jobs.service import Jobs
     from holdoverd.sessions.service import Sessions
 
 Source = Callable[[], Awaitable[Samples]]
@@ -90,6 +93,19 @@ async def from_catalogue(catalogue: Catalogue) -> Samples:
     except CatalogueError:
         return samples
     samples["sessions"] = by_label(Counter(states))
+    return samples
+
+
+async def from_jobs(catalogue: Catalogue, jobs: "Jobs", limit: int) -> Samples:
+    """The queue. Of what has ended only the failed are counted: of the others there may be millions."""
+    samples: Samples = {"workers": {(): jobs.workers}, "workers_limit": {(): limit}}
+    now = now_ms()
+    try:
+        depths, oldest = await catalogue.read(lambda cx: jobs_table.depths(cx, now))
+    except CatalogueError:
+        return samples
+    samples["jobs"] = {(state, name): n for (state, name), n in sorted(depths.items())}
+    samples["jobs_oldest_wait_seconds"] = {(): 0 if oldest is None else (now - oldest) / 1000}
     return samples
 
 

@@ -7,8 +7,8 @@ session that nobody on this host owns is adopted at the first touch.
 import hashlib
 import logging
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 from uuid import UUID, uuid4
@@ -92,6 +92,14 @@ class Limits:
     default_agent: str
 
 
+MakeRoom = Callable[[int], Awaitable[None]]
+"""Called with the sessions of this instance that have an agent, the one that is to start included."""
+
+
+async def _nobody_to_ask(_sessions: int) -> None:
+    """Without jobs there is nobody else that starts agents."""
+
+
 class Sessions:
     """Every session this instance knows; made once, in `main`."""
 
@@ -105,6 +113,7 @@ class Sessions:
         self._adopting: dict[str, trio.Event] = {}
         self._touched: dict[str, float] = {}  # {session: when it last did something}
         self._admitted = 0
+        self._make_room: MakeRoom = _nobody_to_ask
         self._letting_go = False
         # {session: set once it is settled who has it}; see `handing_over`
         self._moving: dict[str, trio.Event] = {}
@@ -436,7 +445,7 @@ class Sessions:
 
     async def create(self, caller: Caller, spec: dict[str, Any]) -> str:
         """Start an agent in a new session. Nothing is stored when it cannot be started."""
-        with self._admit() as counted:
+        async with self._admit() as counted:
             session = await self._create(caller, spec, counted)
         return dumps(session.current_view())
 
@@ -590,8 +599,12 @@ class Sessions:
         session.shown(step)
         return launch
 
-    @contextmanager
-    def _admit(self) -> Iterator[Callable[[], None]]:
+    def before_agents(self, make_room: MakeRoom) -> None:
+        """Have `make_room` called before each start of an agent."""
+        self._make_room = make_room
+
+    @asynccontextmanager
+    async def _admit(self) -> AsyncIterator[Callable[[], None]]:
         """Leave to start an agent within the block. Raises Capacity when too many run.
 
         What it gives is called once the session counts by itself (`OwnedSession.live`).
@@ -608,6 +621,8 @@ class Sessions:
             self._admitted -= places.pop() if places else 0
 
         try:
+            # Jobs' agents count as well, and go before a person is refused.
+            await self._make_room(self.counts()[0] + self._admitted)
             yield counted
         finally:
             counted()
@@ -707,7 +722,7 @@ class Sessions:
                     )
                 return 200, {"id": known.id, "seq": known.seq}
             needs_agent = not owned.live and owned.model.row.ended_at is None
-            with self._admit() if needs_agent else nullcontext():
+            async with self._admit() if needs_agent else nullcontext():
                 try:
                     answer = await owned.act(change)
                 except _PromptKnown:
@@ -857,7 +872,7 @@ class Sessions:
         if owned.model.row.ended_at is not None:
             raise Conflict(f"Session {session} has ended; start a new one.")
         if not owned.live:
-            with self._admit():
+            async with self._admit():
                 owned.starter.want_agent()
         return {}
 
