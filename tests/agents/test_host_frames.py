@@ -99,7 +99,6 @@ def test_what_we_do_not_know_is_refused_so_that_nobody_waits() -> None:
             host_frames.cancel_async_message("r", "p1"),
             {"subtype": "cancel_async_message", "message_uuid": "p1"},
         ),
-        (host_frames.stop_task("r", "a1"), {"subtype": "stop_task", "task_id": "a1"}),
     ],
 )
 def test_requests_have_the_protocols_form(line: str, request_: dict[str, object]) -> None:

@@ -429,10 +429,8 @@ async def test_a_stream_in_the_middle_of_a_prompt_stays_and_goes_on(
     await gone(pair)
 
 
-async def test_a_token_that_is_revoked_while_a_connection_moves_closes_it_4001(
-    pair: Pair,
-) -> None:
-    token, token_id = await pair.at.token()
+async def by_token(pair: Pair, token: str) -> Peer:
+    """A client at the public door whose WebSocket is served."""
     ours, theirs = socket.socketpair()
     pair.at.server.attach(Detached(HttpState("public"), theirs))
     ours.setblocking(False)
@@ -441,6 +439,14 @@ async def test_a_token_that_is_revoked_while_a_connection_moves_closes_it_4001(
     await peer.stream.send_all(UPGRADE[:-4] + bearer)
     while not peer.upgraded:
         await peer.read_some()
+    return peer
+
+
+async def test_a_token_that_is_revoked_while_a_connection_moves_closes_it_4001(
+    pair: Pair,
+) -> None:
+    token, token_id = await pair.at.token()
+    peer = await by_token(pair, token)
     detached = await pair.at.server.detach_session("s_0")
     assert detached is not None
     assert (await pair.at.admin("DELETE", f"/v1/tokens/{token_id}")).status == 204
@@ -456,15 +462,20 @@ async def test_a_token_that_is_revoked_while_a_connection_moves_closes_it_4001(
 async def test_a_token_that_is_revoked_later_closes_what_came_from_elsewhere_too(
     pair: Pair,
 ) -> None:
-    peer = await upgraded(pair)
-    assert await pair.move()
+    token, token_id = await pair.at.token()
+    peer = await by_token(pair, token)
+    detached = await pair.at.server.detach_session("s_0")
+    assert detached is not None
+    pair.doors[1].server.attach(repacked(detached[0]))
     await trio.testing.wait_all_tasks_blocked()
     assert [len(doors.context.streams) for doors in pair.doors] == [0, 1]
-    pair.at.context.streams.end_all(1001, "going away")
+    pair.doors[1].context.streams.token_gone(token_id)
     await peer.read()
-    assert peer.close == (1001, "going away")
+    assert peer.close is not None
+    assert peer.close[0] == 4001
     await peer.stream.aclose()
-    await gone(pair)
+    while pair.doors[1].server.connections:
+        await trio.sleep(0.001)
 
 
 @pytest.mark.parametrize(

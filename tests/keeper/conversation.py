@@ -35,6 +35,12 @@ class Conversation:
         self.obey(self.rules.connected(self.accepted))
         return self.accepted
 
+    @property
+    def held_bytes(self) -> int:
+        """Of owners' commands, in the keeper's memory now."""
+        peers = self.rules._peers.values()
+        return sum(len(peer.buffer) + len(peer.payload or b"") for peer in peers)
+
     def owner(self, epoch: int = 7) -> int:
         connection = self.connect()
         self.send(connection, protocol.hello(epoch))

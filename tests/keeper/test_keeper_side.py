@@ -63,7 +63,7 @@ def check_script(talk: Conversation) -> None:
     assert talk.signals == ["INT"]
     assert talk.stdin_closed == 1
     assert not talk.closed
-    assert talk.rules.held_bytes() == 0
+    assert talk.held_bytes == 0
 
 
 def test_a_stream_cut_at_any_byte_means_the_same() -> None:
@@ -182,7 +182,7 @@ def test_a_line_of_16_mib_is_taken_whole() -> None:
     sent = protocol.line(1, payload)
     for start in range(0, len(sent), 65536):
         talk.send(owner, sent[start : start + 65536])
-        assert talk.rules.held_bytes() <= ks.MAX_LINE_BYTES + 65536
+        assert talk.held_bytes <= ks.MAX_LINE_BYTES + 65536
     assert talk.lines == [payload + b"\n"]
     assert last_event(talk, owner) == protocol.Ack(1)
 
@@ -201,9 +201,9 @@ def test_a_line_waits_unread_while_another_is_written_and_signals_before_it_do_n
     assert not talk.rules.reading(owner)
     assert talk.rules.last == 2
     # The header and what came with it; no more is read.
-    assert talk.rules.held_bytes() <= 1000 + 64
+    assert talk.held_bytes <= 1000 + 64
     talk.send(owner, b"Z" * 10_000_000)
-    assert talk.rules.held_bytes() <= 1000 + 64
+    assert talk.held_bytes <= 1000 + 64
     talk.write_pending()
     assert talk.rules.last == 4
     assert talk.signals == ["INT", "TERM"]
@@ -280,7 +280,7 @@ def test_arbitrary_bytes_never_break_the_keeper(data: bytes, cuts: list[int]) ->
         for piece in (greeting, *(data[a:b] for a, b in itertools.pairwise([0, *sorted(cuts)]))):
             if connection not in talk.closed:
                 talk.send(connection, piece)
-        assert talk.rules.held_bytes() <= len(data) + 64
+        assert talk.held_bytes <= len(data) + 64
         talk.events(connection)  # everything it said is in the protocol
     again = talk.owner(8)
     assert isinstance(last_event(talk, again), protocol.Welcome)
@@ -349,7 +349,7 @@ def test_a_replaced_owner_cut_in_mid_line_leaves_nothing_behind() -> None:
         talk.send(first, sent[:cut])
         second = talk.owner()
         assert last_event(talk, second) == protocol.Welcome(0, "running")
-        assert talk.rules.held_bytes() == 0
+        assert talk.held_bytes == 0
         talk.send(second, sent)
         assert talk.lines == [b"0123456789\n"]
 

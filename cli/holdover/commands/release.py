@@ -36,7 +36,7 @@ def list_all(as_json: bool) -> None:
     """List the installed releases, and who uses each."""
     with as_root() as deploy:
         found = [
-            {"release": one.name, "uses": [use.by for use in deploy.releases.uses(one.name)]}
+            {"release": one.name, "uses": deploy.releases.uses(one.name)}
             for one in deploy.layout.installed_releases()
         ]
     if as_json:

@@ -131,11 +131,6 @@ def cancel_async_message(request_id: str, prompt_id: str) -> str:
     )
 
 
-def stop_task(request_id: str, task_id: str) -> str:
-    """Stop one background task."""
-    return _control_request(request_id, {"subtype": "stop_task", "task_id": task_id})
-
-
 def check_permission_mode(mode: str) -> str:
     """`mode`, if the protocol knows it; else `BadRequest`."""
     if mode not in PERMISSION_MODES:

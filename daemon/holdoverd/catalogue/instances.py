@@ -3,7 +3,7 @@
 from dataclasses import astuple, dataclass, fields
 from typing import Literal
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection
 
 from holdoverd.catalogue.schema import instances
 from holdoverd.catalogue.statements import upserting
@@ -28,21 +28,3 @@ _UPSERT = upserting(instances, _NAMES)
 def upsert_instance(cx: Connection, row: InstanceRow) -> None:
     """Store an instance's row, new or changed."""
     _UPSERT.change(cx, astuple(row))
-
-
-def list_instances(cx: Connection, host: str | None = None) -> list[InstanceRow]:
-    """Instances of one host, or of all, by host and generation."""
-    query = select(*(instances.c[name] for name in _NAMES))
-    if host is not None:
-        query = query.where(instances.c.host == host)
-    return [
-        InstanceRow(*row)
-        for row in cx.execute(query.order_by(instances.c.host, instances.c.generation))
-    ]
-
-
-def remove_instance(cx: Connection, host: str, generation: int) -> None:
-    """Forget an instance that has ended; nothing happens when it is not there."""
-    cx.execute(
-        delete(instances).where(instances.c.host == host, instances.c.generation == generation)
-    )

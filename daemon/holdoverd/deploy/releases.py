@@ -8,21 +8,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+import zipfile
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
 from holdoverd.deploy import layout
 from holdoverd.deploy.layout import InstallError, Release
 
+LOCK = "holdoverd/requirements.lock"
+"""In a wheel: what it needs, with hashes; the same file that a checkout is installed from."""
+
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.]*(\+[0-9]+)?\Z")
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """What a release is used for just now; it cannot be removed then."""
-
-    by: str
 
 
 class InUseError(InstallError):
@@ -67,18 +64,40 @@ def install(what: str) -> str:
         return done.stdout.strip()
     if path.suffix == ".whl" and path.is_file():
         version = path.name.split("-")[1]
-        return _from_index(f"holdover[daemon] @ {path.absolute().as_uri()}", version, path)
+        return _from_wheel(path.absolute(), version)
     if _VERSION.match(what):
-        return _from_index(f"holdover[daemon]=={what}", what, None)
+        with tempfile.TemporaryDirectory(prefix="holdover-release-") as scratch:
+            return _from_wheel(_downloaded(what, Path(scratch)), what)
     raise InstallError(f"{what} is no folder, no wheel and no version.")
 
 
-def _from_index(requirement: str, version: str, wheel: Path | None) -> str:
-    digest = sha256(wheel.read_bytes() if wheel else requirement.encode()).hexdigest()
+def _downloaded(version: str, folder: Path) -> Path:
+    """The wheel of a version of ours, from the package index."""
+    tools = _tools(folder)
+    layout.call(
+        *(tools / "bin/python", "-I", "-m", "pip", "--quiet", "--disable-pip-version-check"),
+        *("download", "--no-deps", "--only-binary=:all:", "--dest", folder, f"holdover=={version}"),
+        what=f"downloading holdover {version}",
+    )
+    (wheel,) = folder.glob("holdover-*.whl")
+    return wheel
+
+
+def _tools(folder: Path) -> Path:
+    """An environment that has pip; the release's own has none, so that nobody changes it."""
+    tools = folder / "tools"
+    layout.call(sys.executable, "-I", "-m", "venv", tools, what="making an environment")
+    return tools
+
+
+def _from_wheel(wheel: Path, version: str) -> str:
+    """Make a release of a wheel, and of exactly what its own lock file names, by its hashes."""
+    digest = sha256(wheel.read_bytes()).hexdigest()
     with layout.one_at_a_time():
         for release in layout.installed_releases():
             if release.digest == digest:
                 return release.name
+        lock = _lock_of(wheel)
         name, n = version, 0
         while (layout.RELEASES / name / "release.json").exists():
             n += 1
@@ -87,18 +106,22 @@ def _from_index(requirement: str, version: str, wheel: Path | None) -> str:
         shutil.rmtree(target, ignore_errors=True)
         layout.RELEASES.mkdir(mode=0o755, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="holdover-release-") as scratch:
-            tools = Path(scratch) / "tools"
-            layout.call(sys.executable, "-I", "-m", "venv", tools, what="making an environment")
+            tools = _tools(Path(scratch))
+            named = Path(scratch) / "requirements.lock"
+            named.write_bytes(lock)
             layout.call(
                 *(sys.executable, "-I", "-m", "venv", "--without-pip", target),
                 what="making the release's environment",
             )
-            layout.call(
+            pip = (
                 *(tools / "bin/python", "-I", "-m", "pip", "--quiet"),
-                *("--disable-pip-version-check", "--python", target / "bin/python"),
-                *("install", requirement),
-                what=f"installing {requirement}",
+                *("--disable-pip-version-check", "--python", target / "bin/python", "install"),
             )
+            layout.call(
+                *(*pip, "--only-binary=:all:", "--require-hashes", "-r", named),
+                what=f"installing what {wheel.name} needs",
+            )
+            layout.call(*pip, "--no-deps", wheel, what=f"installing {wheel.name}")
         record = Release(name=name, version=version, digest=digest, python=sys.executable)
         layout.write_if_changed(
             target / "release.json", json.dumps(asdict(record), indent=1) + "\n"
@@ -106,25 +129,39 @@ def _from_index(requirement: str, version: str, wheel: Path | None) -> str:
     return name
 
 
-def uses(name: str) -> list[Use]:
-    """Why a release cannot be removed: instances, what boots, keepers, the units
+def _lock_of(wheel: Path) -> bytes:
+    """Raises InstallError where it carries none."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            return archive.read(LOCK)
+    except KeyError:
+        raise InstallError(
+            f"{wheel.name} does not carry {LOCK}, so nobody could say what it was tested with. "
+            "Install its checkout instead."
+        ) from None
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InstallError(f"{wheel} is no wheel: {error}.") from error
+
+
+def uses(name: str) -> list[str]:
+    """Who uses a release, which cannot be removed then: instances, what boots, keepers, the units
     of agents and of storage."""
     folder = layout.RELEASES / name
     found = [
-        Use(f"generation {generation}, which lives")
+        f"generation {generation}, which lives"
         for generation in layout.active_generations()
         if layout.release_of_generation(generation) == name
     ]
     current = layout.current_generation()
     if layout.release_of_generation(current) == name:
-        found.append(Use(f"generation {current}, which boots"))
-    found += [Use(f"process {pid}") for pid in _processes(folder)]
+        found.append(f"generation {current}, which boots")
+    found += [f"process {pid}" for pid in _processes(folder)]
     for unit in sorted(layout.UNITS.glob("holdover-agent-*@.service")):
         if f"{folder}/" in unit.read_text():
-            found.append(Use(f"{unit.name}, which starts agents with it"))
+            found.append(f"{unit.name}, which starts agents with it")
     storage = layout.UNITS / "holdover-storage.service"
     if storage.is_file() and f"{folder}/" in storage.read_text():
-        found.append(Use(f"{storage.name}, which runs storage from it"))
+        found.append(f"{storage.name}, which runs storage from it")
     return found
 
 
@@ -135,7 +172,7 @@ def remove(name: str) -> None:
         in_use = uses(name)
         if in_use:
             raise InUseError(
-                f"Release {name} is in use by {'; '.join(use.by for use in in_use[:5])}. It can go "
+                f"Release {name} is in use by {'; '.join(in_use[:5])}. It can go "
                 "once these are gone."
             )
         units = [

@@ -195,51 +195,23 @@ class Duty:
     # -- Router, for the doors --------------------------------------------------------------------
 
     def instances(self) -> list[dict[str, Any]]:
-        mine = self.status()
-        found = [
-            self._instance(
-                self._generation,
-                __version__,
-                mine.state,
-                mine.sessions,
-                mine.connections,
-                mine.since_at,
-                os.getpid(),
-            )
-        ]
+        found = [self._shown(self._generation, __version__, os.getpid(), self.status())]
         found += [
-            self._instance(
-                link.generation,
-                link.release,
-                link.state,
-                link.sessions,
-                link.connections,
-                link.since_at,
-                link.pid,
-            )
+            self._shown(link.generation, link.release, link.pid, link.status)
             for link in self.siblings.links()
         ]
         return sorted(found, key=lambda one: one["generation"])
 
-    def _instance(
-        self,
-        generation: int,
-        release: str,
-        state: str,
-        sessions: int,
-        connections: int,
-        since_at: int,
-        pid: int,
-    ) -> dict[str, Any]:
+    def _shown(self, generation: int, release: str, pid: int, status: Status) -> dict[str, Any]:
         return {
             "host": self._host,
             "generation": generation,
             "release": release,
-            "state": state,
-            "sessions": sessions,
-            "connections": connections,
+            "state": status.state,
+            "sessions": status.sessions,
+            "connections": status.connections,
             "memory_bytes": memory_bytes(pid),
-            "since_at": since_at,
+            "since_at": status.since_at,
         }
 
     async def ask_drain(self, generation: int | None, *, migrate: bool) -> bool:

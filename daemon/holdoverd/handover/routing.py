@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 from uuid import uuid4
 
+import msgspec
 import trio
 
 from holdoverd import errors
@@ -274,7 +275,7 @@ class RoutedSessions:
         arguments: dict[str, Any],
     ) -> Any:
         """One hop. Raises RequestError (its answer), HandoverError (it is gone, or not its own)."""
-        who = None if caller is None else _caller_fields(caller)
+        who = None if caller is None else msgspec.to_builtins(caller)
         fd, size = make_blob([json.dumps({"caller": who, "arguments": arguments}).encode()])
         try:
             with link.conversation() as (number, answers):
@@ -339,7 +340,7 @@ class RoutedSessions:
             return {"result": None}
         if method not in CALLS:
             return {"error": {"code": "unavailable", "message": f"There is no call {method!r}."}}
-        caller = _caller_of(asked["caller"])
+        caller = msgspec.convert(asked["caller"], Caller)
         arguments = dict(asked["arguments"])
         try:
             if method == "create":
@@ -368,23 +369,3 @@ class RoutedSessions:
 
 class _YoursError(HandoverError):
     """The sibling has the session at rest, and lets whoever asks adopt it."""
-
-
-def _caller_fields(caller: Caller) -> dict[str, Any]:
-    return {
-        "owner": caller.owner,
-        "account": caller.account,
-        "scopes": sorted(caller.scopes),
-        "token_id": caller.token_id,
-        "admin": caller.admin,
-    }
-
-
-def _caller_of(fields: dict[str, Any]) -> Caller:
-    return Caller(
-        fields["owner"],
-        fields["account"],
-        frozenset(fields["scopes"]),
-        fields["token_id"],
-        bool(fields["admin"]),
-    )

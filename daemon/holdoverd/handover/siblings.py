@@ -44,7 +44,7 @@ _UCRED = struct.Struct("3i")
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What this instance tells of itself. `since_at`: when it came to `state`, in ms."""
+    """What an instance tells of itself. `since_at`: when it came to `state`, in ms."""
 
     state: roles.State
     sessions: int
@@ -115,10 +115,7 @@ class Link:
         self._pidfd = pidfd
         versions = hello.fields.get("v")
         self.usable = isinstance(versions, list) and wire.VERSION in versions
-        self.state: roles.State = "candidate"
-        self.sessions = 0
-        self.connections = 0
-        self.since_at = 0
+        self.status = Status("candidate", 0, 0, 0)
         self.heard_at = trio.current_time()
         self.ended = trio.Event()
         self.dead = trio.Event()
@@ -134,12 +131,18 @@ class Link:
         state = packet.fields.get("state")
         if state not in ("candidate", "serving", "draining"):
             raise HandoverError(f"Generation {self.generation} says it is {state!r}.")
-        changed: bool = state != self.state
-        self.state = state
-        self.sessions = packet.integer("sessions")
-        self.connections = packet.integer("connections")
-        self.since_at = int(packet.fields.get("since_at") or self.since_at)
-        return changed
+        before = self.status
+        self.status = Status(
+            state,
+            packet.integer("sessions"),
+            packet.integer("connections"),
+            int(packet.fields.get("since_at") or before.since_at),
+        )
+        return bool(before.state != state)
+
+    @property
+    def state(self) -> roles.State:
+        return self.status.state
 
     async def send(self, fields: dict[str, Any], fds: Sequence[int] = ()) -> None:
         """Raises HandoverError when the sibling is gone."""

@@ -7,7 +7,7 @@ End = Callable[[int, str], None]  # (close code, reason); never waits
 
 
 class LiveStreams:
-    """Who is to be closed when a token is revoked or the instance goes."""
+    """Who is to be closed when a token is revoked."""
 
     def __init__(self) -> None:
         self._by_token: dict[str | None, set[End]] = {}
@@ -32,9 +32,3 @@ class LiveStreams:
         """Close 4001 every stream that `token_id` opened."""
         for end in list(self._by_token.get(token_id, ())):
             end(4001, "The token is no longer valid; log in again.")
-
-    def end_all(self, code: int, reason: str) -> None:
-        """Close every stream, for instance 1001 when the instance goes away."""
-        for ends in list(self._by_token.values()):
-            for end in list(ends):
-                end(code, reason)

@@ -235,11 +235,6 @@ class Transport(trio.abc.HalfCloseableStream):
         await self._stream.aclose()
 
 
-def socket_of(stream: HalfCloseable) -> trio.socket.SocketType | None:
-    """The socket below `stream`; None in memory, where nothing can be handed over."""
-    return stream.socket if isinstance(stream, trio.SocketStream) else None
-
-
 async def linger(stream: HalfCloseable, seconds: float, max_bytes: int) -> None:
     """Say that nothing more comes, and let the peer read that before the connection is gone.
 

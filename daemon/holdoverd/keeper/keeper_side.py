@@ -145,10 +145,6 @@ class KeeperSide:
         peer = self._peers.get(connection)
         return peer is not None and peer.phase is Phase.GREETING
 
-    def held_bytes(self) -> int:
-        """Bytes of owners' commands held now; for tests of the bound."""
-        return sum(len(p.buffer) + len(p.payload or b"") for p in self._peers.values())
-
     # ------------------------------------------------------------------------------ what happened
 
     def connected(self, connection: int) -> list[Command]:
