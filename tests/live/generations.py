@@ -20,6 +20,7 @@ from holdoverd.supervisor import daemon as supervisor_daemon
 from holdoverd.supervisor.agents import Agents
 from holdoverd.supervisor.plan import Plan, UpOptions, make_plan
 from holdoverd.supervisor.sockets import Sockets, open_sockets
+from tests.live.forked import DAEMON, Forked, Nursery
 from tests.live.up import START_S, Api
 
 SHIM = Path(supervisor_daemon.__file__).with_name("shim.py")
@@ -28,7 +29,9 @@ SHIM = Path(supervisor_daemon.__file__).with_name("shim.py")
 class Instance:
     """One daemon's process."""
 
-    def __init__(self, generation: int, process: "subprocess.Popen[bytes]", said: Path) -> None:
+    def __init__(
+        self, generation: int, process: "subprocess.Popen[bytes] | Forked", said: Path
+    ) -> None:
         self.generation = generation
         self.process = process
         self._said = said
@@ -57,8 +60,11 @@ class Instance:
 class Host(Api):
     """The host: its folders, its sockets, and whoever lives on it."""
 
-    def __init__(self, plan: Plan, sockets: Sockets, folder: Path) -> None:
+    def __init__(
+        self, plan: Plan, sockets: Sockets, folder: Path, nursery: Nursery | None = None
+    ) -> None:
         super().__init__(plan.admin_socket)
+        self._nursery = nursery
         self.plan = plan
         self.sockets = sockets
         self.folder = folder
@@ -101,33 +107,39 @@ class Host(Api):
             **(env or {}),
         }
         said = self.folder / f"said-{generation}-{len(self.instances)}"
-        program = command or (sys.executable, "-m", "holdoverd")
         with said.open("wb") as output:
-            process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-I",
-                    "-S",
-                    str(SHIM),
-                    str(os.getpid()),
-                    ",".join(map(str, fds)),
-                    *program,
-                    "--generation",
-                    str(generation),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=fds,
-                env=environment,
-                start_new_session=True,
-            )
+            process = self._spawn(command, generation, environment, output.fileno(), fds)
         instance = Instance(generation, process, said)
         self.instances.append(instance)
         with notify:
             if ready:
                 await self._wait_ready(instance, notify)
         return instance
+
+    def _spawn(
+        self,
+        command: Sequence[str] | None,
+        generation: int,
+        environment: Mapping[str, str],
+        output: int,
+        fds: Sequence[int],
+    ) -> "subprocess.Popen[bytes] | Forked":
+        numbered = ("--generation", str(generation))
+        if self._nursery is not None:
+            return self._nursery.start(
+                (*(command or (DAEMON,)), *numbered), environment, output, fds
+            )
+        program = command or (sys.executable, "-m", "holdoverd")
+        shim = (sys.executable, "-I", "-S", str(SHIM), str(os.getpid()), ",".join(map(str, fds)))
+        return subprocess.Popen(
+            [*shim, *program, *numbered],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=fds,
+            env=environment,
+            start_new_session=True,
+        )
 
     async def _wait_ready(self, instance: Instance, notify: socket.socket) -> None:
         told = trio.socket.from_stdlib_socket(notify)
@@ -145,8 +157,11 @@ class Host(Api):
 
 
 @contextlib.asynccontextmanager
-async def host(folder: Path, **env: str) -> AsyncIterator[Host]:
-    """A host without any daemon yet; `folder` should have a short path: sockets live in it."""
+async def host(folder: Path, *, nursery: Nursery | None = None, **env: str) -> AsyncIterator[Host]:
+    """A host without any daemon yet; `folder` should have a short path: sockets live in it.
+
+    With a `nursery` its daemons are forked there, and `command` is (module, argument…).
+    """
     for name in ("run", "state", "home"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     environment = {
@@ -165,9 +180,9 @@ async def host(folder: Path, **env: str) -> AsyncIterator[Host]:
         for one in (sockets.public, sockets.admin, sockets.launch):
             one.setblocking(False)
         agents = Agents(plan, sockets.launch)
-        here = Host(plan, sockets, folder)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(agents.serve)
+        here = Host(plan, sockets, folder, nursery)
+        async with trio.open_nursery() as tasks:
+            await tasks.start(agents.serve)
             try:
                 yield here
             finally:
@@ -182,7 +197,7 @@ async def host(folder: Path, **env: str) -> AsyncIterator[Host]:
                     with trio.move_on_after(START_S):
                         while agents.running():  # killed, and still to be reaped
                             await trio.sleep(0.02)
-                nursery.cancel_scope.cancel()
+                tasks.cancel_scope.cancel()
         agents.close()
     finally:
         sockets.close()

@@ -30,6 +30,34 @@ def shown(frames: list[str]) -> str:
     return text
 
 
+class _Stream(trio.abc.Stream):
+    """Tells of its end: trio-websocket (0.12.2) waits for ever for a 101 that cannot come any more."""
+
+    def __init__(self, sock: trio.socket.SocketType) -> None:
+        self._stream = trio.SocketStream(sock)
+        self.over = False
+        self.hopeful = trio.CancelScope()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        try:
+            data = await self._stream.receive_some(max_bytes)
+        except trio.BrokenResourceError:
+            data = b""
+        if not data:
+            self.over = True
+            self.hopeful.cancel()
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
 @dataclass
 class Watcher:
     """Watches one session over the admin door with a cursor; follow it with `run`.
@@ -50,6 +78,7 @@ class Watcher:
     gaps_s: list[float] = field(default_factory=list)
     closes: list[int] = field(default_factory=list)
     connects: int = 0
+    unanswered: int = 0  # no word and no end within 20 s of connecting
     live: trio.Event = field(default_factory=trio.Event)
     changed: trio.Event = field(default_factory=trio.Event)
     view: Any = None
@@ -81,10 +110,9 @@ class Watcher:
             query += f"&epoch={self.epoch}"
         elif self.after:
             raise AssertionError("a cursor without its epoch")
-        async with trio.SocketStream(sock) as stream, trio.open_nursery() as nursery:
+        async with _Stream(sock) as stream, trio.open_nursery() as nursery:
             connection: Any = None
-            # A daemon killed between connect and 101 leaves a silent socket to its successor.
-            with trio.move_on_after(20):
+            with trio.move_on_after(20) as stream.hopeful:
                 connection = await wrap_client_stream(
                     nursery,
                     stream,
@@ -98,6 +126,7 @@ class Watcher:
                     message_queue_size=4,
                 )
             if connection is None:
+                self.unanswered += not stream.over
                 nursery.cancel_scope.cancel()
                 return False
             self.connects += 1
