@@ -78,6 +78,7 @@ class Duty:
         self._orders = Orders()
         self._changed = trio.Event()
         self._giving: set[str] = set()
+        self._giving_http = 0
         self.siblings: Siblings
         self._routed: RoutedSessions
         self._doors: Server
@@ -312,7 +313,9 @@ class Duty:
         self.siblings.tell()
 
     def _owns(self) -> int:
-        return len(self._sessions.owned_ids()) + self._doors.connections + len(self._giving)
+        """Sessions and connections, with those on their way: they count until somebody has them."""
+        served = len(self._sessions.owned_ids()) + self._doors.connections
+        return served + len(self._giving) + self._giving_http
 
     def _read_trial(self) -> Trial | None:
         """The deploy under way. What cannot be read is no deploy."""
@@ -384,14 +387,19 @@ class Duty:
 
     async def _give_connections(self, link: Link) -> None:
         """Connections without a request, and those with half of one."""
-        detached = await self._doors.detach_idle_http()
-        if not detached:
-            return
-        given = await transfers.give(link, detached)
-        self._counts.connections_handed["given" if given else "kept"] += len(detached)
-        if not given:
-            for one in detached:
-                self._doors.attach(one)
+        # From before they are detached: an heir that stops in the middle would else be left alone.
+        self._giving_http += 1
+        try:
+            detached = await self._doors.detach_idle_http()
+            if not detached:
+                return
+            given = await transfers.give(link, detached)
+            self._counts.connections_handed["given" if given else "kept"] += len(detached)
+            if not given:
+                for one in detached:
+                    self._doors.attach(one)
+        finally:
+            self._giving_http -= 1
 
 
 def memory_bytes(pid: int) -> int:
