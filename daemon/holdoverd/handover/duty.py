@@ -120,10 +120,12 @@ class Duty:
     # -- Means, for the siblings ------------------------------------------------------------------
 
     def status(self) -> Status:
+        """What is on its way to a sibling is ours until it has arrived: a deploy that took us for
+        empty would kill us in the middle."""
         return Status(
             self.role.state,
-            len(self._sessions.owned_ids()),
-            self._doors.connections,
+            len(self._giving.union(self._sessions.owned_ids())),
+            self._doors.connections + self._giving_http,
             self.since_at,
         )
 
@@ -313,9 +315,8 @@ class Duty:
         self.siblings.tell()
 
     def _owns(self) -> int:
-        """Sessions and connections, with those on their way: they count until somebody has them."""
-        served = len(self._sessions.owned_ids()) + self._doors.connections
-        return served + len(self._giving) + self._giving_http
+        status = self.status()
+        return status.sessions + status.connections
 
     def _read_trial(self) -> Trial | None:
         """The deploy under way. What cannot be read is no deploy."""
