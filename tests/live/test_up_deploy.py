@@ -81,6 +81,27 @@ async def test_a_stream_goes_on_over_a_deploy_and_a_rollback(up: Up) -> None:
     assert up.call("GET", "/healthz")["generation"] == 2
 
 
+def test_a_changed_configuration_is_taken_up_without_closing_anything(
+    up: Up, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = up.folder / "config"
+    monkeypatch.setenv("HOLDOVER_CONFIG_DIR", str(config))
+    config.mkdir()
+    written = config / "holdover.toml"
+    written.write_text("[sessions]\nmax_lives = 3\n")
+    refused = holdover(up, "config", "apply")
+    assert refused.returncode == 1
+    assert f"{written}:2" in refused.stderr
+    assert up.call("GET", "/healthz")["generation"] == 1
+
+    assert up.request("POST", "/v1/sessions", {"agent": "other"})[0] == 422
+    written.write_text('[agents.other]\npreset = "demo"\n')
+    done = holdover(up, "config", "apply")
+    assert done.returncode == 0, done.stderr
+    assert up.call("GET", "/healthz")["generation"] == 2
+    assert up.call("POST", "/v1/sessions", {"agent": "other"})["agent"] == "other"
+
+
 def test_a_broken_release_is_taken_back_and_status_says_why(up: Up, tmp_path: Path) -> None:
     folder = broken_release(tmp_path / "broken")
     done = holdover(up, "deploy", str(folder))

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from holdoverd.settings import Settings
 
 
-@click.group(short_help="Show and check the configuration of this machine.")
+@click.group(short_help="Show, check and apply the configuration of this machine.")
 def config() -> None:
-    """Show and check the configuration of this machine.
+    """Show, check and apply the configuration of this machine.
 
     Read are /etc/holdover/holdover.toml, /etc/holdover/holdover.d/*.toml in order of name (or the
     same below HOLDOVER_CONFIG_DIR), and HOLDOVER_SECTION_KEY from the environment of this command.
@@ -48,6 +48,20 @@ def check() -> None:
     _load()
     files = config_files(os.environ)
     click.echo(f"No mistakes in {', '.join(map(str, files)) or 'the defaults; there is no file'}.")
+
+
+@config.command(epilog="Example: holdover config check && sudo holdover config apply")
+def apply() -> None:
+    """Have what runs here take up the configuration as it is now, gently.
+
+    That is a deploy of the release that runs: a daemon with the new configuration is tried beside the
+    old and takes over from it, no connection is closed, and one that cannot start with it is taken
+    back. Agents that run go on as they were started. A mistake is told before anything is done.
+    """
+    from holdover.commands.deploy import deploy_present
+
+    _load()
+    deploy_present(lambda sentence: click.echo(f"  {sentence}", err=True))
 
 
 def _load() -> "Settings":

@@ -65,6 +65,20 @@ def deploy_newest(say: Callable[[str], None]) -> None:
         _deploy(tools, tools.releases.newest().name, say)
 
 
+def deploy_present(say: Callable[[str], None]) -> None:
+    """Deploy the release that is permanent once more: its new daemon reads the configuration anew."""
+    if (runtime := up_runtime(os.environ)) is not None:
+        _deploy_up(runtime, "deploy", say)
+        return
+    with as_root() as tools:
+        history = tools.layout.committed()
+        if not history:
+            raise CommandError(
+                "No release was ever permanent here; `holdover deploy` makes one.", Exit.CONFLICT
+            )
+        _deploy(tools, history[-1], say)
+
+
 def _say(sentence: str) -> None:
     click.echo(f"  {sentence}", err=True)
 
