@@ -643,3 +643,66 @@ def test_a_context_of_which_the_agent_does_not_say_enough_stays_unknown(models: 
     reply = {"message": {"model": "m", "usage": {"input_tokens": 3}}}
     assert context_of(json.dumps(reply), json.dumps({"modelUsage": models})) is None
     assert context_of(None, json.dumps({"modelUsage": {"m": {"contextWindow": 5}}})) is None
+
+
+def test_a_reply_that_names_its_prompts_is_a_receipt_for_them() -> None:
+    talk = Talk()
+    talk.begin()
+    for name in ("p1", "p2", "p3"):
+        talk.prompt(name)
+    talk.says({**assistant("a1"), "user_message_uuids": [uid("p1"), uid("p2")]})
+    assert talk.model.queued_ids() == [uid("p3")]
+    talk.says(echo("p1"))
+    talk.says({**result("r1"), "user_message_uuid": uid("p3")})
+    assert talk.model.queued_ids() == []
+    assert talk.kinds.count("user") == 3, "a late echo is not stored again"
+    assert talk.model.state == "idle"
+
+
+def test_an_agent_that_echoes_nothing_takes_the_oldest_prompt_with_each_reply() -> None:
+    talk = Talk()
+    talk.model.bare = True
+    talk.begin()
+    talk.prompt("p1")
+    talk.prompt("p2")
+    talk.says(assistant("a1"), assistant("a2"), assistant("a3", parent="t1"))
+    assert talk.model.queued_ids() == [uid("p2")]
+    talk.says(result("r1"))
+    assert talk.model.queued_ids() == [uid("p2")]
+    assert talk.model.state == "working"
+    talk.says(result("r2"))  # of a turn in which nothing was said
+    assert talk.model.queued_ids() == []
+    assert talk.model.state == "idle"
+    talk.prompt("p3")
+    talk.dies()
+    assert talk.model.queued_ids() == [uid("p3")], "what was not answered may not have been taken"
+
+
+def test_what_another_agent_says_takes_no_prompt_that_it_has_not_echoed() -> None:
+    for bare in (False, True):
+        talk = Talk()
+        talk.model.bare = bare
+        talk.begin()
+        talk.prompt("p1")
+        talk.says(echo("p1"), assistant("a1"), result("r1"))
+        talk.prompt("p2")
+        talk.says(assistant("a2"), result("r2"))  # a turn of its own, in the background
+        assert talk.model.queued_ids() == [uid("p2")]
+
+
+def test_whether_an_agent_echoes_is_known_to_its_next_owner() -> None:
+    talk = Talk()
+    talk.model.bare = True
+    talk.begin()
+    talk.prompt("p1")
+    talk.prompt("p2")
+    step = talk.says(assistant("a1"))
+    heir = SessionModel(
+        session_row(live=step.change.session["live"]),
+        prompts=list(talk.model.prompts.values()),
+        launch=talk.model.launch,
+    )
+    heir.bare = True
+    after = Talk(heir)
+    after.says(assistant("a2"), result("r1"))
+    assert heir.queued_ids() == [uid("p2")]

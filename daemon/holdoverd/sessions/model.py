@@ -176,6 +176,8 @@ class SessionModel:
         self.launch = launch
         self.boot_id: str | None = None
         """Of the host's present boot, where its owner tells."""
+        self.bare = False
+        """Its agent is of no known kind, and may echo no prompt: nobody asked it to."""
         self.wanted = False
         """The owner is about to start an agent; forgotten with the owner, decided anew by the next."""
         self.blocks = OpenBlocks()
@@ -193,6 +195,9 @@ class SessionModel:
         # The latest reply in `main`: what it says of its tokens is read when its turn is over.
         self._reply: str | None = None
         self._initialize_id: str | None = live.get("initialize_id")
+        # Of this process: it has echoed a prompt; and it is in the middle of a reply.
+        self._echoes = bool(live.get("echoes"))
+        self._replying = bool(live.get("replying"))
         self.conversation_begun = bool(live.get("begun"))
         """The agent has taken a prompt at some time: it has a conversation to go on with."""
         self.creating = bool(live.get("creating"))
@@ -325,6 +330,8 @@ class SessionModel:
             "ready": self._ready,
             "faults": self._faults,
             "initialize_id": self._initialize_id,
+            "echoes": self._echoes,
+            "replying": self._replying,
             "begun": self.conversation_begun,
             "creating": self.creating,
             "purging": self.purging,
@@ -421,6 +428,7 @@ class SessionModel:
             return
         self._ready = True
         if frame.kind == "assistant":
+            self._taken_up(step, frame)
             self._turn.opened()
             self._cut_turn(step, None)
             if frame.thread == MAIN:
@@ -454,6 +462,8 @@ class SessionModel:
         if self._seen_before(frame.uuid):
             return
         self._ready = True
+        self._taken_up(step, frame)
+        self._replying = False
         self._turn.result(frame.queued_turn_count or 0)
         self._store(step, "result", frame.raw, at, uuid=frame.uuid)
         if frame.total_cost_usd is not None and frame.total_cost_usd != self.row.cost_usd:
@@ -520,19 +530,44 @@ class SessionModel:
     def _echo(self, step: Step, frame: Frame, at: int) -> None:
         """The agent's receipt for a prompt. Its own row stands in the log already."""
         self._ready = True
-        prompt = self.prompts.pop(frame.uuid or "", None)
+        self._echoes = True
+        prompt = self.prompts.get(frame.uuid or "")
         if prompt is None and frame.uuid in self._settled:
             return
         if prompt is not None:
-            self._turn.opened()
-            self._cut_turn(step, None)
-            self.conversation_begun = True
-            prompt.state = "echoed"
-            step.change.prompts.append(prompt)
-            self._seen_before(prompt.id)
+            self._took(step, prompt)
         elif not self._seen_before(frame.uuid):
             # Not ours: a command that the agent gave itself, or one typed on its own terminal.
             self._store(step, "user", frame.raw, at, thread=frame.thread, uuid=frame.uuid)
+
+    def _took(self, step: Step, prompt: PromptRow) -> None:
+        """The agent has a prompt: it is not sent again to another."""
+        del self.prompts[prompt.id]
+        self._turn.opened()
+        self._cut_turn(step, None)
+        self.conversation_begun = True
+        prompt.state = "echoed"
+        step.change.prompts.append(prompt)
+        self._seen_before(prompt.id)
+
+    def _taken_up(self, step: Step, frame: Frame) -> None:
+        """A reply or a result shows which prompts the agent has, where it did not echo them.
+
+        It names them (stream-json.md §13.6); or, of an agent that echoes nothing, it answers the
+        oldest that waits.
+        """
+        for prompt_id in frame.user_message_uuids:
+            if prompt_id in self.prompts:
+                self._took(step, self.prompts[prompt_id])
+        if frame.thread != MAIN:
+            return
+        if self.bare and not self._echoes and not self._replying and not frame.user_message_uuids:
+            launch = self.launch.id if self.launch is not None else None
+            for prompt_id in self.queued_ids():
+                if self.prompts[prompt_id].launch == launch:
+                    self._took(step, self.prompts[prompt_id])
+                    break
+        self._replying = True
 
     def _dropped(self, step: Step, prompt_id: str, at: int) -> None:
         """The agent has cancelled a prompt that waited in its queue; it will not run."""
@@ -683,6 +718,7 @@ class SessionModel:
         self._ready = False
         self._faults = 0
         self._initialize_id = None
+        self._echoes = self._replying = False
         self._live_changed = True
 
     def launch_live(

@@ -71,6 +71,8 @@ class OwnedSession:
         self.instance = instance
         self.model = model
         model.boot_id = instance.boot_id
+        settings = instance.agents(model.row.agent)
+        model.bare = settings is not None and settings.preset is None
         self.lost = trio.Event()
         self.lock = trio.Lock()
         self.starter = Starter(self)

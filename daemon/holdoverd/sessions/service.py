@@ -501,14 +501,12 @@ class Sessions:
             permission_mode=row.permission_mode,
         )
         if (repo := spec.get("repo")) is not None:
-            me.observe("clone")
             await preparing.clone(
                 me.paths.agents, row.account, row.id, repo["url"], repo.get("ref")
             )
         before = preparing.Before(())
         if adopted is not None and launch_plan.transcripts:
             await self._not_taken(adopted)
-            me.observe("recall")
             before = await preparing.recall(me.paths.agents, row.account, launch_plan.transcripts)
         first = replace(row)
         model = SessionModel(row)
