@@ -66,8 +66,15 @@ def test_a_conversation_is_gone_on_with_and_handed_back(
     made = up.call("POST", "/v1/sessions/adopt", spec)
     assert made["agent_session"] == conversation
     session = made["id"]
-    (notice,) = [m for m in up.log(session) if m["kind"] == "notice"]
-    assert notice["body"]["code"] == "adopted"
+    # What was said before stands in the log, as if it had been said here.
+    *before, notice = up.log(session)
+    assert (notice["kind"], notice["body"]["code"]) == ("notice", "adopted")
+    assert [m["kind"] for m in before if m["kind"] in ("user", "assistant")][:2] == [
+        "user",
+        "assistant",
+    ]
+    assert "SAY at first" in json.dumps(before[0]["body"]["message"]["content"])
+    assert "at first" in said(up, session)
     # Twice at once would be two agents with one memory.
     status, answer = up.request("POST", "/v1/sessions/adopt", spec)
     assert (status, answer["error"]["code"]) == (409, "conflict")
