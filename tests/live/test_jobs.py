@@ -22,10 +22,14 @@ from tests.needs import NO_WEED
 
 pytestmark = pytest.mark.slow
 
-# Reads half a megabyte at a time, slowly, and says what it read.
+AWAY_S = 10
+
+# Reads half a megabyte at a time, slowly, and says what it read; not while there is a file `hold`.
 SLOW = """
-import hashlib, os, sys, time
+import hashlib, os, pathlib, sys, time
 digest = hashlib.sha256()
+while pathlib.Path(sys.argv[0]).with_name("hold").exists():
+    time.sleep(0.05)
 while piece := sys.stdin.buffer.read(1 << 19):
     digest.update(piece)
     time.sleep(0.2)
@@ -111,8 +115,11 @@ def test_the_command_line_from_submission_to_result(up: Up) -> None:
     refused = holdover(up, "job", "submit", "checksum", file, "-p", "algorithm=rot13")
     assert refused.returncode == 1
     assert "has to be one of" in refused.stderr
+    hold = up.state.parent / "hold"
+    hold.touch()
     slow = holdover(up, "job", "submit", "slow", file).stdout.strip()
     assert holdover(up, "job", "cancel", slow).returncode == 0
+    hold.unlink()
     ran = holdover(up, "job", "retry", slow, "--wait")
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.startswith(hashlib.sha256(data).hexdigest())
@@ -156,8 +163,15 @@ def test_jobs_go_on_over_a_killed_daemon_a_deploy_and_storage_that_is_away(up: U
 
     wait_until(all_run, "all run", 30)
     old = up.kill_daemon()
-    kill_storage(up)
+    # For ten seconds it takes connections and says nothing; then it is gone, and started again.
+    storage = storage_pid(up)
+    os.kill(storage, signal.SIGSTOP)
+    back = time.monotonic() + AWAY_S
     up.wait_new_daemon(old)
+    time.sleep(max(0.0, back - time.monotonic()))
+    states = [up.call("GET", f"/v1/jobs/{job}")["state"] for job in jobs]
+    os.kill(storage, signal.SIGKILL)
+    assert states == ["running"] * 3
     deployed = holdover(up, "deploy")
     assert deployed.returncode == 0, deployed.stderr
     for job, (_, digest) in zip(jobs, files, strict=True):
@@ -166,8 +180,8 @@ def test_jobs_go_on_over_a_killed_daemon_a_deploy_and_storage_that_is_away(up: U
         assert ended["result"]["text"] == f"{digest} 1\n"
 
 
-def kill_storage(up: Up) -> None:
-    """The server itself; `holdover up` starts it again, which takes some seconds."""
+def storage_pid(up: Up) -> int:
+    """The server itself; `holdover up` starts it again when it dies, which takes some seconds."""
     data = str(up.state / "storage")
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -176,6 +190,5 @@ def kill_storage(up: Up) -> None:
             except OSError:
                 continue
             if command[0].endswith(b"weed") and any(data.encode() in part for part in command):
-                os.kill(int(entry.name), signal.SIGKILL)
-                return
+                return int(entry.name)
     raise AssertionError("no storage runs")
