@@ -45,10 +45,14 @@ def claim(cx: Connection, limit: int = 0) -> Job | None:
     return jobs_table.claim(cx, {"p": limit}, worker="w", host="h", now=new_job("p").ready_at)
 
 
+def add_one(cx: Connection) -> None:
+    jobs_table.create_job(cx, new_job("p"))
+
+
 def add(dialect: Dialect, count: int) -> None:
     with beside(dialect) as cx:
         for _ in range(count):
-            jobs_table.create_job(cx, new_job("p"))
+            add_one(cx)
 
 
 def test_claims_take_different_jobs_and_wait_for_nobody(migrated: str) -> None:
@@ -104,6 +108,25 @@ async def test_writes_beside_pass_a_turn_that_somebody_holds(migrated: str) -> N
     finally:
         engine.dispose()
         await trio.to_thread.run_sync(catalogue.close)
+
+
+async def test_a_write_beside_that_raises_undoes_itself_alone(migrated: str) -> None:
+    catalogue = Catalogue.open(migrated)
+
+    def fenced(cx: Connection) -> None:
+        add_one(cx)
+        jobs_table.change_held(cx, "j_none", 1, lambda held: held)
+
+    async def refused() -> None:
+        with pytest.raises(Fenced):
+            await catalogue.write_beside(fenced)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):  # some of them in one transaction
+            nursery.start_soon(refused)
+            nursery.start_soon(catalogue.write_beside, add_one)
+    assert await catalogue.read(lambda cx: jobs_table.count_due(cx, ["p"], 2**60, 99)) == 5
+    await trio.to_thread.run_sync(catalogue.close)
 
 
 async def test_a_job_that_becomes_ready_is_hinted_at_and_after_a_break_again(

@@ -18,12 +18,13 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+from sqlalchemy import Connection
 
 from holdoverd.catalogue import jobs as jobs_table
 from holdoverd.catalogue.store import Catalogue
 from holdoverd.ids import now_ms
 from holdoverd.jobs import roll, rules
-from tests.jobs.yard import Yard, open_yard
+from tests.jobs.yard import Yard, new_job, open_yard
 from tests.needs import needs_root
 
 pytestmark = pytest.mark.slow
@@ -301,12 +302,23 @@ def kill_workers(
     chance = random.Random(7)
     crew = [yard.start(host=host) for host in hosts]
     took_s: dict[str | None, list[float]] = {host: [] for host in hosts}
-    jobs.extend(yard.submit("work", file, max_attempts=50) for _ in range(least_jobs))
+
+    def submit(count: int) -> None:
+        new = [new_job("work", (file,), max_attempts=50) for _ in range(count)]
+
+        def store(cx: Connection) -> None:
+            for job in new:
+                jobs_table.create_job(cx, job)
+
+        yard.write(store)
+        jobs.extend(job.id for job in new)
+
+    submit(least_jobs)
 
     def busy() -> tuple[int, tuple[str, int]] | None:
         """A worker that has a job in hand, and which; more jobs are put in where few are left."""
         if sum(yard.job(job).state == "ready" for job in jobs[-10:]) < 5:
-            jobs.extend(yard.submit("work", file, max_attempts=50) for _ in range(10))
+            submit(10)
         index = chance.randrange(len(crew))
         held = running_of(yard, crew[index].pid, hosts[index])
         return None if held is None else (index, held)

@@ -47,7 +47,10 @@ class Hints:
         while True:
             connection: Any = None
             try:
-                connection = await trio.to_thread.run_sync(self._dialect.listen, self._channel)
+                # Whoever stops does not wait for a database that does not answer.
+                connection = await trio.to_thread.run_sync(
+                    self._dialect.listen, self._channel, abandon_on_cancel=True
+                )
                 if connection is None:
                     return
                 self.listening = True

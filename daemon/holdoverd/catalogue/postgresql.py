@@ -285,7 +285,7 @@ _TROUBLE = {
     "53100": ("has no room left: the disk is full", "Free space there; nothing was stored."),
     "53300": (
         "takes no more connections",
-        "Raise max_connections of the server: each instance needs five.",
+        "Raise max_connections of the server: each instance and each worker needs up to seven.",
     ),
     "53": ("lacks memory or connections", "Look at the database server's limits and its log."),
     "55P03": (
