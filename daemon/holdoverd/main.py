@@ -164,7 +164,7 @@ async def run(
             )
             files = FileServices.make(
                 catalogue,
-                Store.open(settings.storage, load_credentials(os.environ)),
+                Store.open(settings.storage, load_credentials(os.environ), state_dir),
                 settings.storage,
             )
             nursery.start_soon(files.sweeper.run)

@@ -32,6 +32,7 @@ STEPS: dict[str, tuple[str, ...]] = {
         "listed",
         "completed in storage",
         "looked at",
+        "on the disk",
         "ready",
     ),
     "abort": ("given up", "aborted in storage", "deleted in storage", "erased"),

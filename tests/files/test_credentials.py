@@ -26,9 +26,9 @@ def test_without_any_there_is_no_store(tmp_path: Path) -> None:
     assert load_credentials({}) is None
     assert load_credentials({"CREDENTIALS_DIRECTORY": str(tmp_path)}) is None
     settings = load([], {"HOLDOVER_STORAGE_ENDPOINT": "http://127.0.0.1:1"}).storage
-    assert Store.open(settings, None) is None
+    assert Store.open(settings, None, None) is None
     assert (
-        Store.open(load([], {"HOLDOVER_STORAGE_ENDPOINT": ""}).storage, Credentials("a", "b"))
+        Store.open(load([], {"HOLDOVER_STORAGE_ENDPOINT": ""}).storage, Credentials("a", "b"), None)
         is None
     )
 

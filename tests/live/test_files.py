@@ -159,6 +159,12 @@ def _weed_of(data: Path) -> int:
     raise AssertionError("there is no SeaweedFS")
 
 
+def test_the_daemon_knows_the_disk_that_its_storage_is_on(up: Up) -> None:
+    """What it calls syncfs on before a file is ready is its own folder, of the same file system."""
+    held = [os.readlink(fd) for fd in Path(f"/proc/{up.daemon_pid()}/fd").iterdir()]
+    assert str(up.state) in held
+
+
 def test_storage_status_names_what_there_is(up: Up) -> None:
     ran = holdover(up, "storage", "status")
     assert ran.returncode == 0, ran.stderr

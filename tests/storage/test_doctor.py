@@ -23,6 +23,7 @@ from holdoverd.storage import doctor
 from holdoverd.storage.client import Store
 from holdoverd.storage.credentials import Credentials, load_credentials
 from holdoverd.storage.doctor import PROPERTIES, Doctor, Finding, Mode, Weight, verdict
+from tests.files.house import open_house, put, sha256
 from tests.files.weed import KEYS, storage_settings
 from tests.storage import ceph
 from tests.storage.conftest import running
@@ -199,12 +200,38 @@ def _wait_listening(port: int, process: "subprocess.Popen[bytes]") -> None:
 
 
 @pytest.mark.slow
-async def test_rclones_s3_is_found_wanting(folder: Path) -> None:
+async def test_rclones_s3_is_found_wanting_and_files_are_kept_there_by_their_size(
+    folder: Path, tmp_path: Path
+) -> None:
+    """The command names what fails and the mode that follows, and the daemon keeps to it."""
     with rclone(folder) as endpoint:
-        found = await Doctor(Store(storage_settings(endpoint), KEYS), ORIGIN).examine()
-        assert verdict(found) == (Mode.SIZE, ["checksum", "composite"])
-        wanting = {name for name, holds in held(found).items() if not holds}
-        assert wanting == {"checksum", "composite", "conditional", "ranges", "cors"}
+        keys = tmp_path / "keys.json"
+        keys.write_text(json.dumps({"access_key": KEYS.access_key, "secret_key": KEYS.secret_key}))
+        keys.chmod(0o600)
+        ran = await trio.run_process(
+            [sys.executable, "-m", "holdover", "storage", "doctor"],
+            env={
+                **os.environ,
+                "HOLDOVER_STORAGE_ENDPOINT": endpoint,
+                "HOLDOVER_STORAGE_CREDENTIALS": str(keys),
+                "HOLDOVER_CONFIG_DIR": str(folder / "none"),
+                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            },
+            capture_stdout=True,
+        )
+        *lines, last = ran.stdout.decode().splitlines()
+        assert last == (
+            "Usable: files are verified here by their size, not by their SHA-256 (checksum,"
+            " composite)."
+        )
+        failing = {line.split()[1] for line in lines if line.startswith("FAILS ")}
+        assert failing == {"checksum", "composite", "conditional", "ranges", "cors"}
+        async with open_house(endpoint, tmp_path, bucket="rclone-b") as house:
+            file = await house.put_file(b"hello", sha256=sha256(b"hello"))
+            assert file["verified"] == "size", "never more than was seen to hold"
+            assert await house.download(file["id"]) == b"hello"
+            made = await house.new(b"hello")
+            assert (await put(made["upload"]["parts"][0], b"hello!")).status >= 400
 
 
 @pytest.mark.slow

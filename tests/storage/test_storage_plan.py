@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from holdoverd.storage import enclose
 from holdoverd.storage.credentials import load_credentials
 from holdoverd.storage.keys import ensure_keys, write_identities
 from holdoverd.storage.plan import GIB, MIB, SIDE_PORTS, WALLED_PORTS, StoragePlan
@@ -92,3 +93,9 @@ def test_an_empty_object_says_that_there_are_no_keys(tmp_path: Path) -> None:
 def test_units_pass_the_keys_by_the_name_that_is_read(unit: str) -> None:
     text = (Path(__file__).parents[2] / "units" / unit).read_text()
     assert "LoadCredential=storage:/etc/holdover/storage-keys.json\n" in text
+
+
+@pytest.mark.parametrize("unit", ["holdover-s3.service", "holdover-storage.service.in"])
+def test_storage_stands_as_far_behind_the_daemon_as_a_unit_as_under_up(unit: str) -> None:
+    text = (Path(__file__).parents[2] / "units" / unit).read_text()
+    assert f"Nice={enclose.NICE}\n" in text

@@ -4,7 +4,7 @@ The order of an upload, so that a crash between any two steps leaves nothing beh
 does not find::
 
     create    row (opening) ── storage opens ── row (open, with storage's id) ── URLs
-    complete  storage lists, is compared, completes, is looked at ── row (completed), file (ready)
+    complete  storage lists, is compared, completes, is looked at ── disk ── row (completed), file (ready)
     give up   row (aborted), file (deleted) ── storage aborts and deletes ── erased
 
 The row comes first in each direction: what storage holds without a row that wants it may go.
@@ -406,6 +406,9 @@ class Files:
                 f"What storage holds is not what was declared ({head.size} bytes there,"
                 f" {file.size} declared); it was removed. Upload the file again."
             )
+        # Also of one that was completed before: whoever did may not have come as far as here.
+        await self.store.settle()
+        self.observe("on the disk")
         now = self.now()
 
         def commit(cx: Connection) -> bool:

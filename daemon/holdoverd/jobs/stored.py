@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -94,8 +95,13 @@ class StoredObjects:
     would take 25 MiB of each worker. It is there for results, which few jobs store.
     """
 
-    def __init__(self, settings: StorageSettings, credentials: Credentials | None) -> None:
-        self._opened = Store.open(settings, credentials)
+    def __init__(
+        self,
+        settings: StorageSettings,
+        credentials: Credentials | None,
+        state_dir: Path | None = None,
+    ) -> None:
+        self._opened = Store.open(settings, credentials, state_dir)
         self._signer: Signer | None = None
         if self._opened is not None and credentials is not None:
             self._signer = Signer(
@@ -153,6 +159,7 @@ class StoredObjects:
                 parts.append(await self._put(key, upload, len(parts) + 1, part))
             if await self._store.complete(key, upload, parts) is None:
                 raise StorageUnavailable(f"Storage has forgotten the upload of {key}.")
+            await self._store.settle()
         except BaseException:
             # What cannot be given up now is swept later, as any upload that nobody finishes.
             with contextlib.suppress(StorageUnavailable, StorageRefused):

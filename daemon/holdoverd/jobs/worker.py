@@ -172,7 +172,9 @@ def open_storage(settings: Settings, env: Mapping[str, str]) -> tuple[FileTable,
     from holdoverd.jobs.stored import StoredFiles, StoredObjects
     from holdoverd.storage.credentials import load_credentials
 
-    return StoredFiles(), StoredObjects(settings.storage, load_credentials(env))
+    state = env.get("HOLDOVER_STATE_DIR") or env.get("STATE_DIRECTORY")
+    keys = load_credentials(env)
+    return StoredFiles(), StoredObjects(settings.storage, keys, Path(state) if state else None)
 
 
 async def work(

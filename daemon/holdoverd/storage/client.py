@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 import trio
@@ -24,6 +25,7 @@ import trio
 from holdoverd.errors import StorageRefused, StorageUnavailable
 from holdoverd.settings import StorageSettings
 from holdoverd.storage.credentials import Credentials
+from holdoverd.storage.disk import Disk
 from holdoverd.storage.signing import Signer
 
 T = TypeVar("T")
@@ -97,7 +99,7 @@ class OpenUpload:
 class Store:
     """One bucket. Safe from any trio task; needs no closing.
 
-    `clock` gives seconds since the epoch, as `time.time`.
+    `clock` gives seconds since the epoch, as `time.time`. `disk`: what `settle` waits for.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class Store:
         settings: StorageSettings,
         credentials: Credentials,
         clock: Callable[[], float] = time.time,
+        disk: Disk | None = None,
     ) -> None:
         self.endpoint = settings.endpoint
         self.public_endpoint = settings.public_endpoint or settings.endpoint
@@ -112,6 +115,7 @@ class Store:
         self._settings = settings
         self._credentials = credentials
         self._clock = clock
+        self._disk = disk
         self._limiter = trio.CapacityLimiter(THREADS)
         self._making = threading.Lock()
         self._made: Any = None
@@ -124,9 +128,14 @@ class Store:
         self._signers = {False: outside, True: inside}
 
     @classmethod
-    def open(cls, settings: StorageSettings, credentials: Credentials | None) -> "Store | None":
-        """The configured store; None where there is none."""
-        return cls(settings, credentials) if settings.endpoint and credentials else None
+    def open(
+        cls, settings: StorageSettings, credentials: Credentials | None, state_dir: Path | None
+    ) -> "Store | None":
+        """The configured store; None where there is none. `state_dir` None: nothing is kept."""
+        if not settings.endpoint or credentials is None:
+            return None
+        disk = None if state_dir is None else Disk.below(settings.endpoint, state_dir)
+        return cls(settings, credentials, disk=disk)
 
     # -- signing --------------------------------------------------------------------------------
 
@@ -324,6 +333,11 @@ class Store:
             return str(answer["ETag"]).strip('"')
 
         return await self._call("complete an upload", finish, missing=_MISSING)
+
+    async def settle(self) -> None:
+        """Return once no power cut takes what storage has completed, where that is ours to see to."""
+        if self._disk is not None:
+            await self._disk.settle()
 
     async def abort(self, key: str, upload_id: str) -> bool:
         """Give an upload up, with its parts; False when there is none (any more)."""

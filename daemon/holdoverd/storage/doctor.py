@@ -534,7 +534,7 @@ def open_store(env: Mapping[str, str]) -> tuple[Store, Settings]:
     """Raises SettingsError where no storage is configured here."""
     found = surroundings(env)
     settings = load_default(found)
-    store = Store.open(settings.storage, load_credentials(found))
+    store = Store.open(settings.storage, load_credentials(found), None)
     if store is None:
         raise SettingsError(
             "No storage is configured here: neither `holdover up` runs any, nor are there keys in "

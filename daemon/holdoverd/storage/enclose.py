@@ -11,6 +11,7 @@ FOLDERS is a list joined by ``:`` of what has to be reachable although it may li
 is. Exits 77 where the kernel refuses the walls; nothing has been started then.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -20,6 +21,8 @@ import struct
 import sys
 
 REFUSED = 77
+NICE = 5
+"""As Nice= of the units."""
 
 _CLONE_NEWNS, _CLONE_NEWIPC = 0x0002_0000, 0x0800_0000
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x1000_0000, 0x4000_0000
@@ -47,7 +50,13 @@ def main(arguments: list[str]) -> None:
 
 
 def stay_with(parent: int) -> None:
-    """End when the parent does: storage without a supervisor would keep the disk, unseen."""
+    """End when the parent does: storage without a supervisor would keep the disk, unseen.
+
+    And stand back behind the daemon: a large download takes whatever processor there is, and those
+    who ask the daemon something meanwhile are people who wait.
+    """
+    with contextlib.suppress(OSError):
+        os.nice(NICE)
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
         sys.exit("The supervisor is gone already.")
