@@ -10,6 +10,7 @@ import trio
 
 from holdoverd.errors import Capacity, CatalogueError, Conflict, NotFound, RequestError, Unavailable
 from holdoverd.sessions import launcher, owner, service
+from holdoverd.sessions.model import Step
 from holdoverd.sessions.viewer import ViewerClosed
 from tests.sessions import house as house_module
 from tests.sessions.house import (
@@ -367,3 +368,47 @@ async def test_an_agent_that_is_silent_about_a_prompt_keeps_it(
         await house.sessions.prompt(ADMIN, session, prompt)
         with pytest.raises(Conflict, match="has not given it back"):
             await house.sessions.cancel_prompt(ADMIN, session, prompt["id"])
+
+
+SAYS_MANY = """
+import sys, json
+for line in sys.stdin:
+    frame = json.loads(line)
+    if frame["type"] == "user":
+        for n in range(6000):
+            said = {"type": "text", "text": f"#{n} " + "x" * 100}
+            print(json.dumps({"type": "assistant", "message": {"content": [said]}}))
+        sys.stdout.flush()
+"""
+
+
+async def test_lines_that_are_read_while_others_are_stored_are_shown_once_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_house(tmp_path, SAYS_MANY) as house:
+        session = (await house.new())["id"]
+        owned = await house.owned(session)
+        viewer = await house.sessions.open_viewer(
+            ADMIN, session, after=0, epoch=None, threads="all"
+        )
+        commit = owned._commit
+        stored: list[int] = []
+
+        async def slow(step: Step) -> None:
+            await trio.sleep(0.02)
+            await commit(step)
+            stored.extend(message.seq for message in step.change.messages)
+
+        monkeypatch.setattr(owned, "_commit", slow)
+        commits = owned.instance.counts.commits
+        await house.sessions.prompt(ADMIN, session, a_prompt())
+        came: list[str] = []
+        with trio.fail_after(WAIT_S):
+            while len(came) < 6000:
+                frame = json.loads(await viewer.next_frame())
+                for message in frame.get("messages", ()):
+                    assert message["seq"] <= stored[-1], "shown before it was stored"
+                    if message["kind"] == "assistant":
+                        came.append(message["body"]["message"]["content"][0]["text"].split()[0])
+        assert came == [f"#{n}" for n in range(6000)]
+        assert owned.instance.counts.commits > commits

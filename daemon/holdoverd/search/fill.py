@@ -1,7 +1,8 @@
 """Indexing what was stored without: bursts, and what an earlier release stored.
 
 Nobody waits for it. A slice is one short write, and between two slices the catalogue is left to the
-others for longer than that.
+others for longer than that; while they keep it busy, for much longer: whoever watches a burst should
+not share the disk with the index of what was said a moment ago.
 """
 
 import logging
@@ -18,6 +19,9 @@ log = logging.getLogger(__name__)
 
 # A slice takes a third of the time at most.
 PAUSES = 2
+# A twentieth at most while others' commits take more than this part of the time.
+BUSY = 0.25
+BUSY_PAUSES = 20
 LOOK_S = 2.0
 RETRY_S = 30.0
 
@@ -49,7 +53,17 @@ async def fill(catalogue: Catalogue) -> None:
         while not done:
             began = trio.current_time()
             done = await catalogue.write(partial(searched.fill_slice, session=session))
-            await trio.sleep(PAUSES * (trio.current_time() - began))
+            await _leave_room(catalogue, trio.current_time() - began)
+
+
+async def _leave_room(catalogue: Catalogue, slice_s: float) -> None:
+    """Pause as long as a slice of `slice_s` seconds demands."""
+    others = catalogue.counts.commit_s
+    before = others.total
+    pause = PAUSES * slice_s
+    await trio.sleep(pause)
+    if others.total - before > BUSY * pause:
+        await trio.sleep(BUSY_PAUSES * slice_s - pause)
 
 
 async def sweep(catalogue: Catalogue) -> None:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from holdoverd.agents.stream_json import Frame, OversizeLine, classify
 from holdoverd.catalogue import messages as messages_table
 from holdoverd.catalogue.records import LaunchRow, OutboxRow
 from holdoverd.errors import CatalogueError, KeeperError, LockHeld, NotOwner, StaleEpoch
@@ -139,13 +138,18 @@ class Following:
             await self._owner.finish_step(step)
 
     async def _ingest_some(self, reader: SpoolReader) -> bool:
-        """One read, one step, one commit. False when there is nothing more to read for now."""
+        """One step, one commit. False when there is nothing more to read for now.
+
+        Where there is more already, the next lines are read and understood while this commit is
+        under way: then neither waits for the other, and the slower the disk, the more goes into
+        one commit.
+        """
         if self.gone.is_set():
             return False
-        lines = reader.read_lines()
-        if lines is None:
+        frames = reader.read_frames()
+        if frames is None:
             return False
-        if not lines:
+        if not frames:
             # A line longer than one read: others get their turn in between. What is too long to
             # be kept is not kept on the disk either, or it would stop the keeper at its bound.
             if reader.overflowing:
@@ -161,17 +165,12 @@ class Following:
             committed = launch.offset
             take = self._owner.model.line
             start = reader.line_start
-            for line in lines:
-                frame: Frame | OversizeLine
-                if isinstance(line, bytes):
-                    size, frame = len(line), classify(line)
-                else:
-                    size, frame = line.size, line
+            for size, frame in frames:
                 take(step, frame, start=start, at=at, stored=start < committed)
                 start += size + 1
                 if step.launch_ended:
                     break
-            counts.lines += len(lines)
+            counts.lines += len(frames)
             counts.line_bytes += start - reader.line_start
             reader.line_start = start
             if reader.line_start > committed:
@@ -189,7 +188,13 @@ class Following:
             behind = launch.offset - reader.committed
             self._owner.model.seal(step, at)
             if step.must_commit or behind > COMMIT_BYTES:
-                await self._owner.commit_at_last(step)
+                if reader.more:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._meanwhile, reader, step)
+                        await self._owner.commit_at_last(step)
+                        nursery.cancel_scope.cancel()
+                else:
+                    await self._owner.commit_at_last(step)
                 counts.commits += 1
                 reader.committed = launch.offset
                 reader.spool.give_back(launch.replay_from)
@@ -197,6 +202,12 @@ class Following:
         if step.launch_ended:
             self._over()
         return True
+
+    async def _meanwhile(self, reader: SpoolReader, step: Step) -> None:
+        """What can be done while `step` is being stored, of which nobody hears before it is."""
+        self._owner.hub.prepare(step.events)
+        while reader.read_ahead():
+            await trio.lowlevel.checkpoint()
 
     # -- what the agent is told -------------------------------------------------------------------
 

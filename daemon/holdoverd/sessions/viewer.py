@@ -115,6 +115,8 @@ class Hub:
         """The session has ended, its agent is gone, and every message is published."""
         self._closed: tuple[int, str] | None = None
         self._viewers: set[Viewer] = set()
+        # Frames of the events that are published next, for those who see all threads.
+        self._prepared: tuple[Sequence[Event], list[_Framed]] | None = None
 
     def __len__(self) -> int:
         return len(self._viewers)
@@ -126,6 +128,11 @@ class Hub:
 
     def discard(self, viewer: "Viewer") -> None:
         self._viewers.discard(viewer)
+
+    def prepare(self, events: Sequence[Event]) -> None:
+        """Build the frames of `events`, which are not stored yet, for when they are published."""
+        if any(viewer.joined and viewer.seen_threads() is None for viewer in self._viewers):
+            self._prepared = events, _frames(events, None)
 
     def publish(
         self, events: Sequence[Event], session_frame: str | None, grown_frame: Callable[[], str]
@@ -142,9 +149,13 @@ class Hub:
             self.committed = next(e.seq for e in reversed(events) if isinstance(e, MessageRow))
         lazy: str | None = None
         if not self._viewers:
+            self._prepared = None
             return
         # {threads a viewer sees: frames}; nearly all viewers see "all" or only "main"
         built: dict[frozenset[str] | None, list[_Framed]] = {}
+        if self._prepared is not None and self._prepared[0] is events:
+            built[None] = self._prepared[1]
+        self._prepared = None
         for viewer in list(self._viewers):
             viewer.wake()
             if not viewer.joined:
