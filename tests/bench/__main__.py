@@ -18,6 +18,8 @@ from tests.bench import (
     files,
     job_queue,
     job_stream,
+    latency,
+    memory,
     million,
     spool_to_viewer,
     start_of_daemon,
@@ -28,6 +30,8 @@ from tests.bench.rows import Row
 MEASUREMENTS = {
     "file_transfer": file_transfer,
     "spool_to_viewer": spool_to_viewer,
+    "latency": latency,
+    "memory": memory,
     "start_of_daemon": start_of_daemon,
     "start_of_help": start_of_help,
     "files": files,
