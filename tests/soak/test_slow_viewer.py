@@ -2,7 +2,7 @@
 
 Twice the same, first without the slow one as the control. How long ingestion paused is read off the
 messages: each says when it was taken from the spool. The figures go to slow-viewer.md beside this
-file. HOLDOVER_SOAK_SECONDS (60) makes it a shorter run.
+file. HOLDOVER_SOAK_SLOW_S (60) makes it a shorter run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.live.up import Up, running
 
 pytestmark = pytest.mark.soak
 
-SECONDS = int(os.environ.get("HOLDOVER_SOAK_SECONDS", "60"))
+SECONDS = int(os.environ.get("HOLDOVER_SOAK_SLOW_S", "60"))
 RATE = 1000
 BYTES_PER_S = 1024
 MAX_PAUSE_MS = 50

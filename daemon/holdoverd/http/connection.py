@@ -163,13 +163,17 @@ class HttpConnection:
                 first = True
                 while await self._serve_one(first):
                     first = False
+                if self._upgraded is not None:
+                    rest, self._received = self._received, b""
+                    # Somebody may watch for days: what HTTP needed is not kept beside it.
+                    del self._h11
+                    await self._serve_upgraded(self._upgraded, rest)
         except _PassOn as elsewhere:
             self.pass_to = elsewhere.generation
         finally:
             self.over.set()
 
     async def _serve_upgraded(self, upgraded: Upgraded, rest: bytes) -> None:
-        self._upgraded = upgraded
         await upgraded.run(self._stream, rest)
         self.left, self.pass_to = upgraded.left, upgraded.passed_to
 
@@ -185,8 +189,8 @@ class HttpConnection:
         except h11.RemoteProtocolError as error:
             answer = error_response(_translated(error))
         if isinstance(answer, Upgrade):
-            rest, _ = self._h11.trailing_data
-            await self._serve_upgraded(answer.stream, bytes(rest))
+            self._received = bytes(self._h11.trailing_data[0])
+            self._upgraded = answer.stream
             return False
         await self._send(answer)
         if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:

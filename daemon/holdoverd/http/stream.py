@@ -1,6 +1,7 @@
 """One viewer's WebSocket: frames of a session out, prompts and answers in.
 
-Five tasks, and `ended` that any of them may set; the first reason counts:
+Five things go on, and `ended` that any of them may set; the first reason counts. Each is a task,
+but the pulse, which is what the stream's own task does:
 
     frames    viewer.next_frame -> WebSocket, until the viewer says which code to close with
     reader    WebSocket -> a bounded queue, so that pings are answered while a prompt is stored
@@ -18,11 +19,9 @@ which another instance, or this one, goes on.
 import base64
 import binascii
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal, cast
 
 import msgspec
@@ -166,7 +165,8 @@ class FrameQueue:
     """
 
     def __init__(self, frames: Iterable[str | bytes] = ()) -> None:
-        self._frames: deque[str | bytes] = deque(frames)
+        # Few, and mostly none: an empty deque takes as much as a hundred of a list's.
+        self._frames = list(frames)
         self._chars = sum(map(len, self._frames))
         self._closed = False
         self._held = False
@@ -223,7 +223,7 @@ class FrameQueue:
                 self._signal()
             await self._changed.wait()
         self._getting = False
-        frame = self._frames.popleft()
+        frame = self._frames.pop(0)
         self._chars -= len(frame)
         self._signal()
         return frame
@@ -395,12 +395,11 @@ class Stream:
         self._transport = transport
         with self._context.streams.registered(self._caller.token_id, self.end):
             async with trio.open_nursery() as tasks:
-                tasks.start_soon(self._guarded, partial(self._frames, ws, viewer))
-                tasks.start_soon(self._guarded, partial(self._reader, ws))
-                tasks.start_soon(self._guarded, partial(self._worker, ws, viewer))
-                tasks.start_soon(self._guarded, partial(self._pulse, ws, transport, tasks))
+                tasks.start_soon(self._guarded, self._frames, ws, viewer)
+                tasks.start_soon(self._guarded, self._reader, ws)
+                tasks.start_soon(self._guarded, self._worker, ws, viewer)
                 self._serving.set()
-                await self._ended.wait()
+                await self._pulse(ws, transport, tasks)
                 # Before the others are cancelled: one may be in the middle of sending a frame.
                 await self._close(ws)
                 tasks.cancel_scope.cancel()
@@ -505,10 +504,10 @@ class Stream:
             messages=messages,
         )
 
-    async def _guarded(self, task: Callable[[], Awaitable[None]]) -> None:
+    async def _guarded(self, task: Callable[..., Awaitable[None]], *args: object) -> None:
         """A task of one connection ends that connection when it fails, and nothing else."""
         try:
-            await task()
+            await task(*args)
         except ConnectionClosed:
             self.end(None)
         except Exception:
@@ -572,24 +571,26 @@ class Stream:
     async def _pulse(
         self, ws: WebSocketConnection, transport: Transport, tasks: trio.Nursery
     ) -> None:
+        """Until the stream ends, for which this is a reason: a peer that says nothing."""
         if self._resumed is not None:
             # Revoked while it was nobody's, the token closed nothing.
-            await self._check_token()
+            tasks.start_soon(self._guarded, self._check_token)
         count = 0
         next_ping = trio.current_time() + PING_EVERY_S
-        while True:
-            await trio.sleep_until(min(next_ping, transport.silent_at(SILENT_S)))
+        while not self._ended.is_set():
+            with trio.move_on_at(min(next_ping, transport.silent_at(SILENT_S))):
+                await self._ended.wait()
+                return
             now = trio.current_time()
             if now >= transport.silent_at(SILENT_S):
                 self._dropped = True
                 self.end(None)
-                return
-            if now >= next_ping:
+            elif now >= next_ping:
                 next_ping = now + PING_EVERY_S
                 # Not cancelled by a deadline: half a frame on the wire would spoil the rest.
                 tasks.start_soon(self._ping, ws, b"%d" % (count % _MAX_PINGS))
                 count += 1
-                await self._check_token()
+                tasks.start_soon(self._guarded, self._check_token)
 
     async def _ping(self, ws: WebSocketConnection, payload: bytes) -> None:
         # ValueError: the ping before with this payload was never answered; enough are out.

@@ -7,8 +7,8 @@ then what was received and what was sent are known to the byte.
 import errno
 import math
 import os
-from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import trio
@@ -61,7 +61,7 @@ class Transport(trio.abc.HalfCloseableStream):
         self._head = memoryview(head)
         self._rest = memoryview(rest)
         self._swallow = unsent is not None
-        self._unsent: deque[bytes | memoryview] = deque([unsent] if unsent else [])
+        self._unsent: list[bytes | memoryview] = [unsent] if unsent else []
         self._flushed = trio.Event() if unsent else None
         self._answered = trio.Event()
         self._receiving_since: float | None = None
@@ -171,8 +171,8 @@ class Transport(trio.abc.HalfCloseableStream):
         try:
             while self._unsent and not self._frozen:
                 # Others may have put theirs behind it by the time that it comes back.
-                first = memoryview(self._unsent.popleft())
-                await self._send(first, self._unsent.appendleft)
+                first = memoryview(self._unsent.pop(0))
+                await self._send(first, partial(self._unsent.insert, 0))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._unsent.clear()
         finally:
