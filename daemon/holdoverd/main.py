@@ -23,6 +23,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -73,6 +74,11 @@ HAND_OVER_S = 25.0
 
 HEARTBEAT_S = 5.0
 
+SWITCH_S = 0.001
+"""How long a thread waits for the interpreter while another computes. The catalogue's threads have
+to win it back after every statement: at Python's 5 ms a commit under way would take as long as all
+that the event loop has to do meanwhile."""
+
 
 class CannotStartError(HoldoverError):
     """Something that only the administrator can mend keeps this instance from starting."""
@@ -104,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             Catalogue.open(settings.catalogue.resolve(state_dir)).close()
             return status
         listeners = take_listeners(runtime_dir / "instances")
+        sys.setswitchinterval(SWITCH_S)
         trio.run(run, generation, settings, listeners, state_dir, runtime_dir)
     except* (CannotStartError, SettingsError, CatalogueError, instance.GenerationTakenError) as e:
         status = 1
