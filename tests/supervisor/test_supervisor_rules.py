@@ -16,6 +16,7 @@ from holdoverd.supervisor.restart import (
     MAX_DELAY_READY_S,
     MAX_DELAY_S,
     MAX_FALSE_STARTS,
+    SERVED_AFTER_S,
     WELL_AFTER_S,
     Restart,
 )
@@ -26,6 +27,20 @@ def test_daemon_that_is_killed_again_and_again_is_back_within_a_second() -> None
     delays = [restart.died(1.0, was_ready=True) for _ in range(20)]
     assert delays[0] == FIRST_DELAY_S
     assert delays[-1] == MAX_DELAY_READY_S == 1.0
+
+
+def test_daemon_that_is_killed_while_it_serves_is_started_again_at_once() -> None:
+    restart = Restart()
+    delays = [restart.died(SERVED_AFTER_S, was_ready=True) for _ in range(20)]
+    assert set(delays) == {FIRST_DELAY_S}
+
+
+def test_serving_for_a_moment_does_not_excuse_what_comes_after() -> None:
+    restart = Restart()
+    for _ in range(9):
+        restart.died(1.0, was_ready=True)
+    restart.died(SERVED_AFTER_S, was_ready=True)
+    assert restart.died(1.0, was_ready=True) == MAX_DELAY_READY_S
 
 
 def test_daemon_that_fails_to_start_after_it_once_did_waits_longer_and_is_not_given_up() -> None:
