@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,6 +50,14 @@ def postgresql_programs() -> Path | None:
     return max(folders, key=lambda path: int(path.parent.name), default=None)
 
 
+def _no_loop_devices() -> str | None:
+    """The reason to skip what needs a disk of its own; a container often has none to give."""
+    if (lacking := _lacks("losetup", "mkfs.ext4")) is not None:
+        return lacking
+    asked = subprocess.run(["losetup", "--find"], capture_output=True, text=True, check=False)
+    return None if asked.returncode == 0 else f"needs loop devices: {asked.stderr.strip()}"
+
+
 def _lacks_postgresql() -> str | None:
     if postgresql_programs() is None:
         return "needs a PostgreSQL server (Debian's package postgresql), not found on this machine"
@@ -80,6 +89,7 @@ NOT_ROOT = None if os.geteuid() == 0 else "needs root: mounts, users or namespac
 NO_NSPAWN = (
     NOT_ROOT or _lacks("systemd-nspawn", "nsenter", "unshare", "setpriv") or _groups_are_read_only()
 )
+NO_LOOP = NOT_ROOT or _no_loop_devices()
 NO_MMDEBSTRAP = NO_NSPAWN or _lacks("mmdebstrap")
 NO_SYSTEMD_TOOLS = _lacks("systemd-analyze")
 NO_NGINX = _lacks("nginx", "openssl")
@@ -94,6 +104,7 @@ NO_WEED = (
 NO_NODE = _no_node()
 
 needs_root = pytest.mark.skipif(NOT_ROOT is not None, reason=NOT_ROOT or "")
+needs_loop = pytest.mark.skipif(NO_LOOP is not None, reason=NO_LOOP or "")
 needs_nspawn = pytest.mark.skipif(NO_NSPAWN is not None, reason=NO_NSPAWN or "")
 needs_mmdebstrap = pytest.mark.skipif(NO_MMDEBSTRAP is not None, reason=NO_MMDEBSTRAP or "")
 needs_systemd_analyze = pytest.mark.skipif(

@@ -2,7 +2,9 @@
 takes to list, to search and to look at one. Each goes the whole way, from the bytes of the request
 to those of the answer, by a connection in memory: HTTP, token, scope, database, JSON. What is listed:
 the newest; a page in the middle; a folder; what is found by a word that one file has, by a word
-that every file has, and by two words; each for an owner and for an administrator. The bound is 10 ms, in each of three rounds.
+that every file has, and by two words; each for an owner and for an administrator. The bound is 10 ms,
+in each of three rounds. Then `holdover file ls` against a daemon that serves this catalogue, beside
+`--help` of a one-command click program.
 
 Signing: part URLs a second, as the answer that opens an upload has them, on one core. Beside it
 boto3's `generate_presigned_url` for the same part, in turns.
@@ -21,9 +23,11 @@ import trio
 from holdoverd.catalogue.store import Catalogue
 from holdoverd.files.services import FileServices
 from holdoverd.storage.client import Store
+from tests.bench.million import listing
 from tests.bench.rows import Row
 from tests.files.weed import KEYS, storage_settings
 from tests.http.kit import Doors, open_doors
+from tests.live.up import running
 
 FILES = 1_000_000
 ROUNDS = 3
@@ -41,11 +45,14 @@ def measure() -> list[Row]:
 
 def _lists() -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="holdover-bench-") as folder:
-        path = Path(folder) / "catalogue.db"
+        path = Path(folder) / "state/catalogue.db"
+        path.parent.mkdir()
         url = f"sqlite:///{path}"
         Catalogue.open(url).close()
         _fill(path)
-        return trio.run(_ask_all, url)
+        rows = trio.run(_ask_all, url)
+        with running(Path(folder)) as up:
+            return [*rows, listing(up, Path(folder), "file", _name(FILES - 1).encode())]
 
 
 def _name(number: int) -> str:

@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # A stop takes as long as the slowest call into the kernel, an fsync on a loaded machine.
 STOP_TIMEOUT_S = 60.0
 ACK_TIMEOUT_S = 60.0
+UNMOUNT_TIMEOUT_S = 30.0
 IMAGE_MIB = 128
 # Where to keep the image of the last point, as it was before it was mounted; for a post-mortem.
 KEEP = os.environ.get("HOLDOVER_SOAK_KEEP")
@@ -149,13 +150,23 @@ def _mounted(image: Path, at: Path) -> Iterator[Path]:
         try:
             yield at
         finally:
-            try:
-                _run("umount", str(at))
-            except subprocess.CalledProcessError:
-                _run("umount", "--lazy", str(at))  # something is open still: a defect, but not left
-                raise
+            _unmount(at)
     finally:
         _run("losetup", "--detach", device)
+
+
+def _unmount(at: Path) -> None:
+    # A killed process of many threads is a zombie before the last of them has closed its files.
+    deadline = time.monotonic() + UNMOUNT_TIMEOUT_S
+    while True:
+        try:
+            _run("umount", str(at))
+            return
+        except subprocess.CalledProcessError:
+            if time.monotonic() > deadline:
+                _run("umount", "--lazy", str(at))  # something is open still: a defect, but not left
+                raise
+        time.sleep(0.05)
 
 
 def _copy(image: Path, copy: Path) -> None:

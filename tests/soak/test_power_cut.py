@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.needs import needs_root
+from tests.needs import needs_root, needs_weed
 from tests.soak.catalogue_workload import CatalogueWorkload
 from tests.soak.daemon_workload import DaemonWorkload
+from tests.soak.files_workload import FilesWorkload
 from tests.soak.power import Report, cut_power
 
 pytestmark = [pytest.mark.soak, needs_root]
@@ -51,6 +52,24 @@ def test_what_a_whole_daemon_showed_and_accepted_survives_every_power_cut() -> N
     assert report.points == POINTS
     assert report.figures["messages"] > POINTS
     assert report.figures["resumed"] > POINTS // 2
+
+
+# Each look at what is left starts a SeaweedFS.
+FILE_POINTS = max(10, POINTS // 10)
+
+
+@needs_weed
+def test_a_file_that_was_ready_survives_every_power_cut() -> None:
+    report = cut_power(FilesWorkload(), points=FILE_POINTS, points_per_round=10)
+    told("files", report)
+    assert report.points == FILE_POINTS
+    assert report.figures["ready"] > FILE_POINTS
+
+
+@needs_weed
+def test_files_that_do_not_wait_for_the_disk_are_found_out() -> None:
+    with pytest.raises(AssertionError, match=r"acknowledged|is gone"):
+        cut_power(FilesWorkload(careless=True), points=20)
 
 
 def test_a_catalogue_that_does_not_sync_is_found_out() -> None:
