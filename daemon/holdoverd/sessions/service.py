@@ -297,8 +297,16 @@ class Sessions:
                 log.warning("finishing a purge: %s The next start tries again.", error)
                 return
 
-    async def _load(self, session: str) -> sessions_table.LoadedSession | None:
-        return await self._in.catalogue.read(lambda cx: sessions_table.load_session(cx, session))
+    async def _load(self, session: str) -> tuple[sessions_table.LoadedSession, list[str]] | None:
+        """A session and the uuids of its latest messages, the newest first."""
+
+        def load(cx: Connection) -> tuple[sessions_table.LoadedSession, list[str]] | None:
+            loaded = sessions_table.load_session(cx, session)
+            if loaded is None:
+                return None
+            return loaded, messages_table.recent_uuids(cx, session, RECALLED_UUIDS)
+
+        return await self._in.catalogue.read(load)
 
     async def owned(self, session: str) -> OwnedSession:
         """The session in our hands, adopted if its owner is gone.
@@ -336,22 +344,9 @@ class Sessions:
         """Take ownership, then load. `willing`: (generation, owner epoch) of one that gives it."""
         catalogue, me = self._in.catalogue, self._in
         me.observe("adopt")
-        row = await catalogue.read(lambda cx: sessions_table.session_row(cx, session))
-        if row is None:
-            raise _no_session(session)
-        if row.host != me.host:
-            raise Unavailable(f"Session {session} belongs to the host {row.host}; ask there.")
-        given = willing == (row.generation, row.owner_epoch)
-        if (
-            row.generation != me.generation
-            and not given
-            and row.generation in self._live_generations()
-        ):
-            raise OwnedElsewhere(
-                f"Session {session} belongs to generation {row.generation}, which lives; ask again.",
-                row.generation,
-            )
-        expected = row.owner_epoch
+        # What a sibling of this host has just let go of needs no look: whoever was faster has
+        # changed the epoch. Its viewers wait for every step here.
+        expected = willing[1] if willing else (await self._row_of_nobody(session)).owner_epoch
         me.observe("take_ownership")
         try:
             epoch = await catalogue.write(
@@ -365,14 +360,12 @@ class Sessions:
             ) from error
         # Only now is what we read ours to go on with: nobody else can change it any more.
         me.observe("load_session")
-        loaded = await self._load(session)
-        if loaded is None:
+        found = await self._load(session)
+        if found is None:
             raise _no_session(session)
+        loaded, uuids = found
         if loaded.row.owner_epoch != epoch:
             raise SessionMoved(f"Session {session} was taken by another instance; try again.")
-        uuids = await catalogue.read(
-            lambda cx: messages_table.recent_uuids(cx, session, RECALLED_UUIDS)
-        )
         model = SessionModel(
             loaded.row,
             threads=loaded.threads,
@@ -393,6 +386,20 @@ class Sessions:
         me.counts.adopted += 1
         log.info("adopted the session at epoch %d", epoch, extra={"session": session})
         return adopted
+
+    async def _row_of_nobody(self, session: str) -> SessionRow:
+        """The row of a session that may be adopted. Raises RequestError where it may not."""
+        row = await self._in.catalogue.read(lambda cx: sessions_table.session_row(cx, session))
+        if row is None:
+            raise _no_session(session)
+        if row.host != self._in.host:
+            raise Unavailable(f"Session {session} belongs to the host {row.host}; ask there.")
+        if row.generation != self._in.generation and row.generation in self._live_generations():
+            raise OwnedElsewhere(
+                f"Session {session} belongs to generation {row.generation}, which lives; ask again.",
+                row.generation,
+            )
+        return row
 
     def let_go(self) -> None:
         """This instance stops: agents run on, viewers are told to come back at once."""
