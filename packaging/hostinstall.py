@@ -12,17 +12,13 @@ Rules first, then the steps that touch the machine, then the command line.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import grp
 import hashlib
 import json
 import os
-import pwd
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
 from dataclasses import asdict
 from fnmatch import fnmatch
 from pathlib import Path
@@ -34,40 +30,29 @@ sys.path.insert(0, str(SOURCE / "packaging"))
 
 import webclient  # noqa: E402 - the checkout is found first
 
-from holdoverd.deploy import accounts, services, workers  # noqa: E402 - the checkout is found first
+from holdoverd.deploy import workers  # noqa: E402 - the checkout is found first
 from holdoverd.deploy.accounts import DEFAULT_ACCOUNT, agent_units  # noqa: E402
+from holdoverd.deploy.installing import (  # noqa: E402
+    AGENT_HOME,
+    DOCUMENTS,
+    check_host,
+    check_not_packaged,
+    choose_release,
+    put_into_service,
+    uninstall,
+)
 from holdoverd.deploy.layout import (  # noqa: E402
-    COMMAND,
-    OPT,
     RELEASES,
-    STATE,
-    UNITS,
     InstallError,
     Release,
     call,
-    commit,
-    current_generation,
     generation_units,
     installed_releases,
-    is_packaged,
-    link,
-    new_generation,
     one_at_a_time,
-    release_of_generation,
     say,
-    systemd_runs,
-    templates_of,
     write_if_changed,
 )
-from holdoverd.deploy.services import FIXED_UNITS, STORAGE_KEYS, storage_unit  # noqa: E402
-from holdoverd.storage.keys import ensure_keys  # noqa: E402
-
-SYSUSERS = Path("/etc/sysusers.d/holdover.conf")
-TMPFILES = Path("/etc/tmpfiles.d/holdover.conf")
-AGENT_HOME = Path("/var/lib/holdover-agent")
-STORAGE_DATA = Path("/var/lib/holdover-storage")
-CONFIG = Path("/etc/holdover")
-DOCS = Path("/usr/local/share/doc/holdover")
+from holdoverd.deploy.services import FIXED_UNITS, storage_unit  # noqa: E402
 
 # What a release is made of. Its digest tells a changed tree from one already installed.
 INPUTS = (
@@ -76,29 +61,10 @@ INPUTS = (
 )
 # Made from the inputs, or by them.
 LEFT_OUT = ("__pycache__", "node_modules", "static", "*.pyc", ".client-*")
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE")
 LOCKS = ("requirements.lock", "requirements-build.lock")
 
 
 # --- Rules: no file is touched below ------------------------------------------------------------
-
-
-def choose_release(version: str, digest: str, installed: Iterable[Release]) -> tuple[str, bool]:
-    """The folder name for this tree, and whether that release is there already.
-
-    The same version with other contents (a working tree) becomes `<version>+1`, `+2` and so on: a
-    release that somebody may be running is never changed in place.
-    """
-    same_version = [release for release in installed if release.version == version]
-    for release in same_version:
-        if release.digest == digest:
-            return release.name, True
-    taken = {release.name for release in same_version}
-    name, n = version, 0
-    while name in taken:
-        n += 1
-        name = f"{version}+{n}"
-    return name, False
 
 
 def render_all(templates: Path, *, release_dir: str) -> dict[str, str]:
@@ -138,22 +104,6 @@ def tree_version(source: Path) -> str:
 
 
 # --- Steps --------------------------------------------------------------------------------------
-
-
-def check_host() -> None:
-    if os.geteuid() != 0:
-        raise InstallError("only root can install onto a host; try `sudo make install`")
-    missing = [tool for tool in ("systemctl", "systemd-sysusers") if not shutil.which(tool)]
-    if missing:
-        raise InstallError(
-            f"{' and '.join(missing)} not found: Holdover is installed onto systemd; "
-            "without it `make run` runs it in the foreground"
-        )
-
-
-def check_not_packaged(instead: str) -> None:
-    if is_packaged():
-        raise InstallError(f"Holdover is here as a Debian package; type `{instead}`")
 
 
 def make_tools(folder: Path) -> Path:
@@ -202,7 +152,7 @@ def fill_wheelhouse(folder: Path, tools: Path) -> None:
 
 def copy_tree(tree: Path) -> None:
     """What a release is made of, and nothing made from it. The build writes beside its sources."""
-    for item in (*INPUTS, "README.md"):
+    for item in {*INPUTS, *DOCUMENTS}:
         (tree / item).parent.mkdir(parents=True, exist_ok=True)
         if (SOURCE / item).is_dir():
             left_out = shutil.ignore_patterns(*LEFT_OUT)
@@ -308,78 +258,22 @@ def fill_release(
     write_if_changed(target / "release.json", json.dumps(asdict(release), indent=1) + "\n")
 
 
-def install_files(release_dir: Path, templates: Path) -> bool:
-    """Users, folders, units, documents and the command; tells whether a unit file changed."""
-    write_if_changed(SYSUSERS, (templates / "sysusers.d/holdover.conf").read_text())
-    call("systemd-sysusers", SYSUSERS, what="making the system users")
-    write_if_changed(TMPFILES, (templates / "tmpfiles.d/holdover.conf").read_text())
-    call("systemd-tmpfiles", "--create", TMPFILES, what="making the folders")
-    CONFIG.mkdir(mode=0o755, exist_ok=True)
-
-    units = {name: (templates / name).read_text() for name in FIXED_UNITS}
-    units |= storage_unit(templates, release_dir=str(release_dir))
-    units |= workers.worker_units(templates, release_dir=str(release_dir))
-    changed = [write_if_changed(UNITS / name, text) for name, text in sorted(units.items())]
-    home = pwd.getpwnam(DEFAULT_ACCOUNT).pw_dir
-    changed.append(accounts.write_units(release_dir, DEFAULT_ACCOUNT, home))
-    changed.append(accounts.renew(release_dir))
-    workers.want(release_dir)
-
-    DOCS.mkdir(mode=0o755, parents=True, exist_ok=True)
-    for name in DOCUMENTS:
-        if (SOURCE / name).is_file():
-            write_if_changed(DOCS / name, (SOURCE / name).read_text())
-    COMMAND.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    if COMMAND.exists() and not COMMAND.is_symlink():
-        raise InstallError(f"{COMMAND} is not Holdover's link; move it away, then install again")
-    link(COMMAND, str(release_dir / "bin/holdover"))
-    return any(changed)
-
-
 def install(wheelhouse: Path | None, *, start_it: bool) -> None:
-    check_host()
+    check_host("sudo make install", "`make run`")
     check_not_packaged(f"holdover release install {SOURCE} && holdover deploy")
     os.umask(0o022)
     os.chdir("/")
     version, digest = tree_version(SOURCE), tree_digest(SOURCE)
     with one_at_a_time():
         name, there = choose_release(version, digest, installed_releases())
-        release_dir = RELEASES / name
         if not there:
             build_release(name, version, digest, wheelhouse)
-        templates = templates_of(release_dir)
-        units_changed = install_files(release_dir, templates)
-        # Keys that were put there by hand are another S3's: none is run here then.
-        storage_is_new = ensure_keys(STORAGE_KEYS)
-        generation = current_generation()
-        is_new = generation is None or release_of_generation(generation) != name
-        if is_new:
-            generation = new_generation(release_dir, templates, name)
-        assert generation is not None
-        starting = start_it and systemd_runs()
-        if systemd_runs() and (is_new or units_changed):
-            call("systemctl", "daemon-reload", what="telling systemd of the units")
-        services.enable(storage=storage_is_new)
-        if is_new and starting:
-            services.start(generation)
-        elif is_new:
-            commit(generation)
-        if starting:
-            # Starts what is not running, and leaves alone what is.
-            call("systemctl", "start", "holdover.target", what="starting holdover.target")
-        if not is_new:
-            say(f"Holdover {name} is already installed, as generation {generation}.")
-        elif starting:
-            say(f"Holdover {name} is installed and runs as generation {generation}.")
-        elif systemd_runs():
-            say(f"Holdover {name} is installed, not started: systemctl start holdover.target")
-        else:
-            say(f"Holdover {name} is installed; it starts when systemd boots here.")
+        put_into_service(name, documents=SOURCE, start_it=start_it)
 
 
 def build(wheelhouse: Path | None) -> str:
     """Make this tree a release, and change nothing else; its name."""
-    check_host()
+    check_host("sudo make install", "`make run`")
     os.umask(0o022)
     os.chdir("/")
     version, digest = tree_version(SOURCE), tree_digest(SOURCE)
@@ -388,33 +282,6 @@ def build(wheelhouse: Path | None) -> str:
         if not there:
             build_release(name, version, digest, wheelhouse)
     return name
-
-
-def uninstall(*, purge: bool) -> None:
-    check_host()
-    check_not_packaged(f"apt-get {'purge' if purge else 'remove'} holdover")
-    os.chdir("/")
-    with one_at_a_time():
-        services.take_down()
-        if COMMAND.is_symlink() and os.readlink(COMMAND).startswith(f"{OPT}/"):
-            COMMAND.unlink()
-        for path in (SYSUSERS, TMPFILES):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(DOCS, ignore_errors=True)
-        if purge:
-            for folder in (STATE, STORAGE_DATA, AGENT_HOME, CONFIG):
-                shutil.rmtree(folder, ignore_errors=True)
-            for user in ("holdover", "holdover-agent", "holdover-storage"):
-                with contextlib.suppress(KeyError):
-                    pwd.getpwnam(user)
-                    call("userdel", user, what=f"removing the user {user}")
-            with contextlib.suppress(KeyError):
-                grp.getgrnam("holdover-admin")
-                call("groupdel", "holdover-admin", what="removing the group holdover-admin")
-            shutil.rmtree(OPT, ignore_errors=True)
-    data = f"{STATE}, {STORAGE_DATA}, {AGENT_HOME} and {CONFIG}"
-    kept = "" if purge else f" {data} are kept (--purge removes them)."
-    say(f"Holdover is uninstalled.{kept}")
 
 
 def render_for_check(folder: Path) -> None:
@@ -466,6 +333,7 @@ def main(arguments: list[str]) -> int:
         elif options.command == "build":
             print(build(options.wheelhouse and options.wheelhouse.absolute()))
         elif options.command == "uninstall":
+            check_host("sudo make uninstall", "`make run`")
             uninstall(purge=options.purge)
         elif options.command == "render":
             render_for_check(options.folder.absolute())

@@ -23,14 +23,15 @@ def up_runtime(env: Mapping[str, str]) -> Path | None:
 @contextlib.contextmanager
 def on_up() -> Iterator[Any]:
     """The deploy's modules for `holdover up` (`uphost`, `outcome`), their errors as ours."""
-    modules = _deploy_modules("uphost", "outcome", "layout")
+    modules = deploy_modules("uphost", "outcome", "layout")
     try:
         yield modules
     except modules.layout.InstallError as error:
         raise CommandError(str(error)) from error
 
 
-def _deploy_modules(*names: str) -> SimpleNamespace:
+def deploy_modules(*names: str) -> SimpleNamespace:
+    """`holdoverd.deploy`'s modules by name. Raises CommandError where the daemon is not installed."""
     try:
         modules = {name: importlib.import_module(f"holdoverd.deploy.{name}") for name in names}
     except ImportError as error:
@@ -48,9 +49,11 @@ def as_root() -> Iterator[Any]:
     """
     if os.geteuid() != 0:
         raise CommandError("This changes the host: run it as root (sudo).", Exit.NOT_ALLOWED)
-    deploy = _deploy_modules("layout", "releases", "hosts", "run", "outcome", "accounts")
+    deploy = deploy_modules("layout", "releases", "hosts", "run", "outcome", "accounts")
     if not deploy.layout.systemd_runs() or not deploy.layout.OPT.is_dir():
-        raise CommandError("Holdover is not installed on a running systemd here (`make install`).")
+        raise CommandError(
+            "Holdover is not installed on a running systemd here (`holdover host install`)."
+        )
     try:
         yield deploy
     except deploy.layout.InstallError as error:

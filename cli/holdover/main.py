@@ -53,6 +53,7 @@ COMMANDS = {  # {name: (module, one line of help)}
         "Look for what is wrong here, and say what to do about it.",
     ),
     "db": ("holdover.commands.db", "Look at the catalogue, back it up, restore it."),
+    "host": ("holdover.commands.host", "Install Holdover onto this systemd host, or take it off."),
     "config": ("holdover.commands.config", "Show and check the configuration of this machine."),
 }
 

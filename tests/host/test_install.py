@@ -116,7 +116,7 @@ def test_an_unprivileged_install_is_refused_with_the_way_out(image: Machine) -> 
     refused = image.run(command, user="nobody", check=False)
     assert refused.returncode == 1
     assert refused.stderr == (
-        "holdover: only root can install onto a host; try `sudo make install`\n"
+        "holdover: only root can change what is installed on a host; try `sudo make install`\n"
     )
 
 

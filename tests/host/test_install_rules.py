@@ -154,9 +154,9 @@ def test_files_and_links_are_written_only_when_they_differ(tmp_path: Path) -> No
     assert path.read_text() == "two"
 
     link = tmp_path / "current"
-    assert installer.link(link, "1")
-    assert not installer.link(link, "1")
-    assert installer.link(link, "2")
+    assert layout.link(link, "1")
+    assert not layout.link(link, "1")
+    assert layout.link(link, "2")
     assert link.readlink() == Path("2")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["current", "folder"]
 

@@ -408,3 +408,86 @@ def test_a_purge_leaves_nothing(machine: Machine, packages: dict[str, Path]) -> 
     for name in ("holdover", "holdover-agent", "holdover-storage", "holdover-admin"):
         assert machine.run(["getent", "group", name], check=False).returncode == 2
     assert os.path.exists(machine.path("/usr/bin/python3"))
+
+
+# --- the same host, as another distribution would have it: no package any more ---------------------
+
+TOOL = "/opt/pipx/venvs/holdover"
+LAY_OUT = f"""
+set -e
+dpkg-deb -x {DEBS}/NAME /opt/unpacked
+python3 -m venv --without-pip {TOOL}
+cd /opt/unpacked/usr/lib/holdover/release
+cp -a lib/python3*/site-packages/. {TOOL}/lib/python3*/site-packages/
+for program in bin/*; do
+    case $program in *python*|*ctivate*) continue ;; esac
+    [ -L $program ] || cp $program {TOOL}/bin/
+done
+cd {TOOL}/bin
+sed -i '1s|^#!.*python.*|#!{TOOL}/bin/python|' $(grep -lI '^#!' *)
+rm -r /opt/unpacked
+"""
+
+
+def lay_out(machine: Machine, package: Path) -> None:
+    """The environment that pipx makes, with the files that pip puts there."""
+    machine.run(["rm", "-rf", TOOL])
+    machine.run(["sh", "-c", LAY_OUT.replace("NAME", package.name)])
+
+
+def host_command(machine: Machine, *arguments: str, check: bool = True) -> str:
+    done = machine.run([f"{TOOL}/bin/holdover", "host", *arguments], check=check, timeout_s=120)
+    return done.stderr
+
+
+def test_an_environment_of_pipx_is_installed_onto_the_host(
+    machine: Machine, packages: dict[str, Path]
+) -> None:
+    lay_out(machine, packages[FIRST])
+    said = host_command(machine, "install")
+    assert f"Holdover {FIRST} is installed and runs as generation 1." in said
+    assert (healthz(machine)["release"], healthz(machine)["generation"]) == (FIRST, 1)
+    assert machine.run(["readlink", "/usr/local/bin/holdover"]).stdout == (
+        f"/opt/holdover/releases/{FIRST}/bin/holdover\n"
+    )
+    machine.run(["test", "-f", "/usr/local/share/doc/holdover/ARCHITECTURE.md"])
+    session = holdover(machine, "session", "new", "--agent", "demo", "hello").split()[0]
+    wait_until(
+        lambda: json.loads(holdover(machine, "session", "show", "--json", session))["last_seq"] > 2,
+        "the demo has answered",
+        60,
+    )
+    # Storage's program came along, too.
+    holdover(machine, "file", "put", "/etc/hostname")
+    before, sockets = machine.show("holdoverd@1.service", "InvocationID"), runs_of_sockets(machine)
+    assert "already installed" in host_command(machine, "install")
+    assert machine.show("holdoverd@1.service", "InvocationID") == before
+    assert runs_of_sockets(machine) == sockets
+
+
+def test_its_next_version_is_a_deploy_and_a_broken_one_is_taken_back(
+    machine: Machine, packages: dict[str, Path]
+) -> None:
+    sockets = runs_of_sockets(machine)
+    lay_out(machine, packages[NEXT])
+    assert "runs as generation 2" in host_command(machine, "install")
+    alone(machine, 2)
+    lay_out(machine, packages[BROKEN])
+    said = host_command(machine, "install", check=False)
+    assert "was taken back" in said
+    assert "no_such_module" in said
+    assert healthz(machine) == {"status": "ok", "generation": 2, "release": NEXT}
+    assert runs_of_sockets(machine) == sockets
+
+
+def test_it_is_taken_off_again(machine: Machine) -> None:
+    inside = machine.run(["holdover", "host", "install"], check=False)
+    assert "is release" in inside.stderr
+    assert "itself" in inside.stderr
+    said = machine.run(["holdover", "host", "uninstall"]).stderr
+    assert "are kept (--purge removes them)" in said
+    machine.run(["test", "-f", "/var/lib/holdover/catalogue.db"])
+    assert "uninstalled" in host_command(machine, "uninstall", "--purge")
+    find = ["find", "/etc", "/opt", "/var/lib", "/usr/local", "-name", "*holdover*"]
+    left = machine.run([*find, "-not", "-path", "/opt/pipx*"], check=False).stdout
+    assert left == ""
