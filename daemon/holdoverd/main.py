@@ -6,6 +6,7 @@
         siblings    links to the other instances of this host, and operators
         doors       connections: accepted last, closed first
         sweeper     takes out of storage what no file wants, in one instance at a time
+        retention   removes what is older than it is to become, in one instance at a time
         jobs        asks for workers, takes jobs from dead ones, tells sessions of ends
         duty        what this instance is there for: to wait, to serve, to hand over and go
         fill        indexes for the search what was not as it was stored
@@ -51,6 +52,7 @@ from holdoverd.jobs.stored import StoredFiles
 from holdoverd.metrics import gather
 from holdoverd.metrics.counts import Counts
 from holdoverd.metrics.table import Samples
+from holdoverd.retention import Retention
 from holdoverd.search import fill
 from holdoverd.sessions.launcher import Paths
 from holdoverd.sessions.means import Instance
@@ -194,6 +196,7 @@ async def run(
                 serving=lambda: duty.role.state == "serving",
             )
             sessions.before_agents(jobs.make_room)
+            retention = Retention(catalogue, routed, settings.retention)
             skills = Skills(
                 catalogue=catalogue,
                 settings=settings,
@@ -219,6 +222,7 @@ async def run(
                 jobs=jobs,
                 carrier=carrier,
                 skills=skills,
+                retention=retention,
             )
             doors = Server(App(context), max_connections=settings.server.max_connections)
             duty.meet(siblings, routed, doors)
@@ -246,6 +250,7 @@ async def run(
             await nursery.start(jobs.run)
             await nursery.start(record, catalogue, duty, generation)
             nursery.start_soon(fill.run, catalogue, lambda: duty.role.state == "serving")
+            nursery.start_soon(retention.run)
             nursery.start_soon(heartbeat, sessions, doors, duty, counts)
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                 # What has been imported stays: walking it again and again in full collections

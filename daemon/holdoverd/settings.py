@@ -114,6 +114,13 @@ SETTINGS: tuple[Setting, ...] = (
             "A worker silent for so long loses its job to another. On its own host one that ended is noticed at once.", low=1, high=3600),
     Setting("jobs", "max_scratch_bytes", "int", 1024**3, "bytes",
             "The most that the files of a job may take in its folder (input = 'file').", low=1, high=2**60),
+    # Nothing is removed by itself unless somebody has said so.
+    Setting("retention", "ended_sessions_days", "number", 0, "days",
+            "Sessions that ended longer ago are removed, with all that was said in them. 0: kept for good.", high=36_500),
+    Setting("retention", "finished_jobs_days", "number", 0, "days",
+            "Jobs that finished longer ago are removed with their logs; files that they made stay. 0: kept for good.", high=36_500),
+    Setting("retention", "audit_days", "number", 0, "days",
+            "Rows of the audit that are older are removed. 0: kept for good.", high=36_500),
     Setting("agents.NAME", "command", "argv", (), "",
             "Program and arguments; a bare name is looked up in the account's PATH, ~/ is its home."),
     Setting("agents.NAME", "env", "pairs", (), "",
@@ -225,6 +232,13 @@ class JobSettings:
     max_scratch_bytes: int
 
 
+@dataclass(frozen=True)
+class RetentionSettings:
+    ended_sessions_days: float
+    finished_jobs_days: float
+    audit_days: float
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessorSettings:
     """``[processors.NAME]``: a program that does something with a file; see the README on jobs.
@@ -271,6 +285,7 @@ class Settings:
     drain: DrainSettings
     deploy: DeploySettings
     jobs: JobSettings
+    retention: RetentionSettings
     agents: Mapping[str, AgentSettings]
     processors: Mapping[str, ProcessorSettings]
     sources: Mapping[str, str]
@@ -330,6 +345,7 @@ _TYPES: Mapping[str, type] = {
     "drain": DrainSettings,
     "deploy": DeploySettings,
     "jobs": JobSettings,
+    "retention": RetentionSettings,
 }
 
 
@@ -585,6 +601,7 @@ def _build(values: Mapping[Place, object], sources: Mapping[Place, str]) -> Sett
         drain=section("drain"),
         deploy=section("deploy"),
         jobs=section("jobs"),
+        retention=section("retention"),
         agents=MappingProxyType(agents),
         processors=MappingProxyType(processors),
         sources=MappingProxyType({f"{at}.{key}": where for (at, key), where in sources.items()}),

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from holdover import places
-from holdover.commands.options import json_option, print_json
+from holdover.commands.options import client_of, json_option, print_json
 from holdover.exits import CommandError, Exit
 from holdover.host import as_root
 from holdover.render import moment, size_text
@@ -292,3 +292,36 @@ def _answers(env: Mapping[str, str]) -> bool:
         probe.connect(str(path))
         return True
     return False
+
+
+_RETAINED = {  # {what is counted: (its setting, in words)}
+    "sessions": ("ended_sessions_days", "sessions that have ended"),
+    "jobs": ("finished_jobs_days", "jobs that have finished"),
+    "audit": ("audit_days", "rows of the audit"),
+}
+
+
+@db.command(
+    epilog="Example: holdover db prune && holdover db prune --now",
+    short_help="Say what is kept for too long, or remove it now.",
+)
+@click.option("--now", is_flag=True, help="Remove it; without this, it is only counted.")
+@json_option
+@click.pass_context
+def prune(ctx: click.Context, now: bool, as_json: bool) -> None:
+    """Say how much is older than [retention] in the configuration lets it become.
+
+    The daemon removes that by itself once an hour, in small pieces; by default nothing. Asks the
+    daemon, unlike the other commands here.
+    """
+    found = client_of(ctx).post("/v1/admin/retention", {"dry_run": not now})
+    if as_json:
+        print_json(found)
+        return
+    for what, (setting, words) in _RETAINED.items():
+        days = found["days"][setting]
+        if not days:
+            click.echo(f"{words:<26} kept for good")
+        else:
+            done = "removed" if now else "to be removed"
+            click.echo(f"{words:<26} kept for {days:g} days: {found['removed'][what]} {done}")

@@ -126,6 +126,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET",    "/v1/admin/storage",                   ADMIN,    storage.status),
     Route("POST",   "/v1/admin/storage/quota",             ADMIN,    storage.quota),
     Route("POST",   "/v1/admin/storage/sweep",             ADMIN,    storage.sweep),
+    Route("POST",   "/v1/admin/retention",                 ADMIN,    admin.retention),
     Route("GET",    "/v1/audit",                           ADMIN,    storage.audit),
     Route("GET",    "/v1/jobs",                            READ,     jobs.list_all),
     Route("POST",   "/v1/jobs",                            JOBS,     jobs.submit),

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 from sqlalchemy import Connection
 
 from holdoverd.callers import Caller
-from holdoverd.catalogue import tokens
+from holdoverd.catalogue import retained, tokens
 from holdoverd.catalogue.store import Catalogue
 from holdoverd.errors import Forbidden, Unprocessable
 from holdoverd.files.carrier import Carrier
@@ -21,6 +21,7 @@ from holdoverd.ids import now_ms
 from holdoverd.metrics.counts import Counts
 from holdoverd.metrics.gather import Metrics
 from holdoverd.sessions.viewer import ViewerCursor
+from holdoverd.settings import RetentionSettings
 from holdoverd.web.assets import Client
 
 DEFAULT_OWNER = "default"
@@ -97,6 +98,15 @@ class SessionService(Protocol):
     ) -> Viewer: ...
     async def attach_viewer(self, caller: Caller, session: str, cursor: ViewerCursor) -> Viewer:
         """Go on for a viewer that was detached. Raises as `open_viewer` does."""
+
+
+class RetentionService(Protocol):
+    """What removes what is old; see `holdoverd.retention`."""
+
+    settings: RetentionSettings
+
+    async def due(self) -> retained.Counts: ...
+    async def remove(self) -> retained.Counts: ...
 
 
 class JobService(Protocol):
@@ -180,6 +190,7 @@ class Context:
     carrier: Carrier | None = None
     jobs: JobService | None = None
     skills: SkillService | None = None
+    retention: RetentionService | None = None
     streams: LiveStreams = field(default_factory=LiveStreams)
     login_failures: LoginFailures = field(default_factory=LoginFailures)
     counts: Counts = field(default_factory=Counts)

@@ -1,5 +1,7 @@
 """Operations: which instances live, and having one hand over what it owns."""
 
+from dataclasses import asdict
+
 from holdoverd.errors import NotFound, Unavailable
 from holdoverd.http.context import Context, Router
 from holdoverd.http.shapes import Fields
@@ -28,6 +30,18 @@ async def drain(context: Context, request: Request) -> Response:
             f"No instance of generation {generation} can be reached; `holdover status` lists them."
         )
     return no_content([])
+
+
+async def retention(context: Context, request: Request) -> Response:
+    """How much is older than ``[retention]`` says. With ``"dry_run": false`` it is removed."""
+    service = context.retention
+    if service is None:
+        raise Unavailable("This instance removes nothing yet; try again.")
+    dry_run = Fields(request.json_or_empty()).flag("dry_run") is not False
+    found = await (service.due() if dry_run else service.remove())
+    return json_response(
+        {"dry_run": dry_run, "days": asdict(service.settings), "removed": asdict(found)}
+    )
 
 
 def _router(context: Context) -> Router:
