@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path, PurePath
+
 import pytest
 
 from holdoverd.deploy import environment
+from holdoverd.deploy.environment import Part
 from holdoverd.deploy.layout import InstallError
 
 PYTHON = "/opt/holdover/releases/1.0/bin/python"
@@ -49,12 +52,45 @@ def test_the_hosts_own_pythons_are_taken() -> None:
         environment.check_interpreter(executable)
 
 
-def test_the_digest_tells_versions_and_pythons_apart_and_knows_no_order() -> None:
-    parts = [("trio 1.0", "aa"), ("h11 2.0", "bb")]
-    digest = environment.digest_of(parts, "cpython-311 /usr/bin/python3.11")
-    assert digest == environment.digest_of(parts[::-1], "cpython-311 /usr/bin/python3.11")
-    assert digest != environment.digest_of(parts, "cpython-313 /usr/bin/python3.13")
-    assert digest != environment.digest_of([*parts[:1], ("h11 2.1", "bb")], "cpython-311 /usr/…")
+def test_the_digest_is_of_contents_and_not_of_the_place(tmp_path: Path) -> None:
+    found = []
+    for name in ("one", "two"):
+        program = tmp_path / name / "bin/holdover"
+        program.parent.mkdir(parents=True)
+        program.write_text(f"#!{tmp_path}/{name}/bin/python\nimport holdover\n")
+        module = tmp_path / name / "holdover.py"
+        module.write_text("x = 1\n")
+        parts = [Part("bin/holdover", program), Part("site-packages/holdover.py", module)]
+        found.append(environment.digest_of(parts, "/usr/bin/python3.11"))
+    assert found[0] == found[1]
+    assert environment.digest_of(parts, "/usr/bin/python3.13") != found[0]
+    module.write_text("x = 2\n")
+    assert environment.digest_of(parts, "/usr/bin/python3.11") != found[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("bin/holdover", True),
+        ("bin/weed", True),
+        ("bin/python3.11", False),
+        ("bin/activate.fish", False),
+        ("bin/pip3", False),
+        ("site-packages/holdoverd/main.py", True),
+        ("site-packages/holdoverd/units/holdover.socket", True),
+        ("site-packages/trio-0.30.0.dist-info/RECORD", True),
+        ("site-packages/botocore/wheel/x.py", True),
+        ("site-packages/holdoverd/__pycache__/main.cpython-311.pyc", False),
+        ("site-packages/old.pyc", False),
+        ("site-packages/pip/__init__.py", False),
+        ("site-packages/pip-24.0.dist-info/METADATA", False),
+        ("site-packages/pipx_shared.pth", False),
+        ("site-packages/distutils-precedence.pth", False),
+        ("site-packages/_distutils_hack/__init__.py", False),
+    ],
+)
+def test_what_adds_things_is_no_part_of_a_release(path: str, expected: bool) -> None:
+    assert environment.belongs(PurePath(path)) == expected
 
 
 def test_a_checkout_is_sent_to_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:

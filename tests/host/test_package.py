@@ -413,6 +413,7 @@ def test_a_purge_leaves_nothing(machine: Machine, packages: dict[str, Path]) -> 
 # --- the same host, as another distribution would have it: no package any more ---------------------
 
 TOOL = "/opt/pipx/venvs/holdover"
+UNIT_OF_FIRST = "holdoverd@1.service"
 LAY_OUT = f"""
 set -e
 dpkg-deb -x {DEBS}/NAME /opt/unpacked
@@ -435,11 +436,48 @@ def lay_out(machine: Machine, package: Path) -> None:
     machine.run(["sh", "-c", LAY_OUT.replace("NAME", package.name)])
 
 
-def host_command(machine: Machine, *arguments: str, check: bool = True) -> str:
-    done = machine.run([f"{TOOL}/bin/holdover", "host", *arguments], check=check, timeout_s=120)
+def host_command(
+    machine: Machine, *arguments: str, user: str | None = None, status: int = 0
+) -> str:
+    command = [f"{TOOL}/bin/holdover", "host", *arguments]
+    done = machine.run(command, user=user, check=False, timeout_s=120)
+    assert done.returncode == status, done.stderr
     return done.stderr
 
 
+def test_an_environment_of_pipx_is_installed_into_an_image_and_taken_off(
+    packages: dict[str, Path],
+) -> None:
+    without_venv = tuple(name for name in roots.HOST if name not in ("git", "make"))
+    with Machine.enter(roots.debian(without_venv)) as image:
+        shutil.copyfile(packages[FIRST], image.path(f"{DEBS}/{packages[FIRST].name}"))
+        lay_out(image, packages[FIRST])
+        assert "it starts when systemd boots here" in host_command(image, "install")
+        assert image.run(["holdover", "--version"]).stdout == f"holdover, version {FIRST}\n"
+        assert image.run(["readlink", "/var/lib/holdover/current"]).stdout == "1\n"
+        release = f"/opt/holdover/releases/{FIRST}"
+        # Nothing of it leads back to where it came from, and nobody but root may change it.
+        grep = ["grep", "-rIl", TOOL, release, "/etc/systemd/system"]
+        assert image.run(grep, check=False).stdout == ""
+        writable = ["find", release, "-perm", "/022", "-not", "-type", "l"]
+        assert image.run(writable).stdout == ""
+        verify = f"systemd-analyze verify /etc/systemd/system/{UNIT_OF_FIRST} 2>&1"
+        assert "holdover" not in image.run(["sh", "-c", verify], check=False).stdout
+        assert "already installed" in host_command(image, "install")
+        itself = image.run(["holdover", "host", "install"], check=False)
+        assert f"is release {FIRST} itself" in itself.stderr
+        assert host_command(image, "install", user="nobody", status=4).startswith(
+            "holdover: only root can change what is installed"
+        )
+        said = image.run(["holdover", "host", "uninstall"]).stderr
+        assert "are kept (--purge removes them)" in said
+        image.run(["test", "-d", "/var/lib/holdover/spool"])
+        assert "uninstalled" in host_command(image, "uninstall", "--purge")
+        find = ["find", "/etc", "/opt", "/var/lib", "/usr/local", "-name", "*holdover*"]
+        assert image.run([*find, "-not", "-path", "/opt/pipx*"]).stdout == ""
+
+
+@pytest.mark.soak  # the deploys above, by another way in
 def test_an_environment_of_pipx_is_installed_onto_the_host(
     machine: Machine, packages: dict[str, Path]
 ) -> None:
@@ -465,6 +503,7 @@ def test_an_environment_of_pipx_is_installed_onto_the_host(
     assert runs_of_sockets(machine) == sockets
 
 
+@pytest.mark.soak  # the deploys above, by another way in
 def test_its_next_version_is_a_deploy_and_a_broken_one_is_taken_back(
     machine: Machine, packages: dict[str, Path]
 ) -> None:
@@ -473,21 +512,8 @@ def test_its_next_version_is_a_deploy_and_a_broken_one_is_taken_back(
     assert "runs as generation 2" in host_command(machine, "install")
     alone(machine, 2)
     lay_out(machine, packages[BROKEN])
-    said = host_command(machine, "install", check=False)
+    said = host_command(machine, "install", status=1)
     assert "was taken back" in said
     assert "no_such_module" in said
     assert healthz(machine) == {"status": "ok", "generation": 2, "release": NEXT}
     assert runs_of_sockets(machine) == sockets
-
-
-def test_it_is_taken_off_again(machine: Machine) -> None:
-    inside = machine.run(["holdover", "host", "install"], check=False)
-    assert "is release" in inside.stderr
-    assert "itself" in inside.stderr
-    said = machine.run(["holdover", "host", "uninstall"]).stderr
-    assert "are kept (--purge removes them)" in said
-    machine.run(["test", "-f", "/var/lib/holdover/catalogue.db"])
-    assert "uninstalled" in host_command(machine, "uninstall", "--purge")
-    find = ["find", "/etc", "/opt", "/var/lib", "/usr/local", "-name", "*holdover*"]
-    left = machine.run([*find, "-not", "-path", "/opt/pipx*"], check=False).stdout
-    assert left == ""

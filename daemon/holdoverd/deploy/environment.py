@@ -1,7 +1,7 @@
 """A release made of the environment that this program runs in: as pipx, uv or venv left it.
 
-The files that its distributions have on record are copied into a release's own environment, nothing
-is downloaded or built: what was tried as a user is what the host runs. The standard library alone.
+Its files are copied into a release's own environment, nothing is downloaded or built: what was tried
+as a user is what the host runs. The standard library alone.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import Distribution, distributions
-from pathlib import Path
+from fnmatch import fnmatch
+from pathlib import Path, PurePath
 
 import holdoverd
 from holdoverd.deploy.installing import choose_release
@@ -28,8 +28,14 @@ from holdoverd.deploy.layout import (
     write_if_changed,
 )
 
-NOT_PARTS = frozenset({"pip", "setuptools", "wheel", "uv", "pipx"})
-"""Nothing is ever added to a release, so what adds things is no part of it."""
+# Nothing is ever added to a release, so what adds things is no part of it; nor is what says where
+# else to look (pipx shares its pip so), or what was made from the rest.
+LEFT_OUT = (
+    *("pip", "pip-*", "setuptools", "setuptools-*", "wheel", "wheel-*", "_distutils_hack"),
+    *("uv", "uv-*", "*.pth", "__pycache__", "*.pyc"),
+)
+# An environment has these by itself; a release gets its own.
+OWN_PROGRAMS = ("python*", "[aA]ctivate*", "pip*", "wheel", "uv", "uvx", "deactivate*")
 
 # Of these no unit may see anything: ProtectHome=, and the modes of homes.
 _HOMES = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # noqa: S108
@@ -37,13 +43,23 @@ _HOMES = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # noqa: S108
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A file of the environment. `path` relative to its top: ``bin/weed``, ``lib/python3…``."""
+    """A file of the environment. `path`: ``bin/weed``, or beginning with ``site-packages/``."""
 
     path: str
     source: Path
 
 
 # --- Rules: no file is touched below ------------------------------------------------------------
+
+
+def belongs(path: PurePath) -> bool:
+    """Whether a file of this path, as a `Part` has it, is part of a release."""
+    top, *below = path.parts
+    if top == "bin":
+        return not any(fnmatch(path.name, pattern) for pattern in OWN_PROGRAMS)
+    # Of the first name only: a library may have a folder `wheel` of its own somewhere inside.
+    names = (below[0], *(part for part in below if part == "__pycache__"), path.suffix)
+    return not any(fnmatch(name, pattern) for name in names for pattern in (*LEFT_OUT, ".pyc"))
 
 
 def check_interpreter(executable: str) -> None:
@@ -54,12 +70,6 @@ def check_interpreter(executable: str) -> None:
             "install Holdover upon the system's Python: `pipx install --python /usr/bin/python3 …` "
             "or `uv tool install --python /usr/bin/python3 …`, then try again"
         )
-
-
-def digest_of(parts: Iterable[tuple[str, str]], python: str) -> str:
-    """`parts`: (distribution and version, digest of its record). In any order."""
-    lines = [python, *(f"{name} {record}" for name, record in sorted(parts))]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def renamed_interpreter(script: bytes, python: str) -> bytes:
@@ -80,8 +90,8 @@ def renamed_interpreter(script: bytes, python: str) -> bytes:
 # --- Steps --------------------------------------------------------------------------------------
 
 
-def find_parts() -> tuple[list[Part], str]:
-    """The files of this environment, and their digest. Raises InstallError: it cannot be copied."""
+def find_parts() -> list[Part]:
+    """The files of this environment, in order. Raises InstallError: it cannot be a release."""
     top = Path(sys.prefix)
     if sys.prefix == sys.base_prefix:
         raise InstallError(
@@ -96,49 +106,48 @@ def find_parts() -> tuple[list[Part], str]:
         )
     if not (Path(holdoverd.__file__).parent / "units").is_dir():
         raise InstallError("this `holdover` runs from a checkout; there it is `sudo make install`")
-    found: list[Part] = []
-    records: list[tuple[str, str]] = []
-    for distribution in distributions(path=[*_site_packages(top)]):
-        name = distribution.metadata["Name"].lower()
-        if name not in NOT_PARTS:
-            found += _files(distribution, top)
-            record = hashlib.sha256((distribution.read_text("RECORD") or "").encode()).hexdigest()
-            records.append((f"{name} {distribution.version}", record))
-    return found, digest_of(records, f"{sys.implementation.cache_tag} {_interpreter()}")
+    return [
+        *_below(_site_packages(top), "site-packages"),
+        *(part for part in _below(top / "bin", "bin") if not part.source.is_symlink()),
+    ]
 
 
-def _site_packages(top: Path) -> list[str]:
-    return [str(folder) for folder in sorted(top.glob("lib*/python3*/site-packages"))]
+def _below(folder: Path, name: str) -> Iterator[Part]:
+    for source in sorted(folder.rglob("*")):
+        path = PurePath(name) / source.relative_to(folder)
+        if belongs(path) and source.is_file():
+            yield Part(str(path), source)
 
 
-def _files(distribution: Distribution, top: Path) -> list[Part]:
-    files = distribution.files
-    if files is None:
-        raise InstallError(
-            f"{distribution.metadata['Name']} has no record of its files; make the environment anew"
-        )
-    found = []
-    for file in files:
-        source = Path(os.path.normpath(str(file.locate())))
-        if not source.is_relative_to(top):
-            continue  # it laid something elsewhere: no part of an environment
-        if source.suffix != ".pyc" and source.is_file():
-            found.append(Part(str(source.relative_to(top)), source))
-    return found
+def _site_packages(top: Path) -> Path:
+    """lib64, where there is one, is a link to lib."""
+    (folder,) = {path.resolve() for path in top.glob("lib*/python3*/site-packages")}
+    return folder
 
 
-def _interpreter() -> str:
-    """The interpreter beneath the environment."""
-    return os.path.realpath(sys.executable)
+def _content(part: Part, python: str) -> bytes:
+    content = part.source.read_bytes()
+    return renamed_interpreter(content, python) if part.path.startswith("bin/") else content
+
+
+def digest_of(parts: Iterable[Part], python: str) -> str:
+    """Of names and contents; where the environment lies does not matter."""
+    digest = hashlib.sha256(f"{python}\n".encode())
+    for part in parts:
+        content = _content(part, "python")
+        digest.update(f"{part.path}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
 
 
 def build() -> str:
     """Make this environment a release, under the install's lock; its name."""
-    interpreter = _interpreter()
+    # The interpreter beneath the environment: python3 may be another one after an upgrade.
+    interpreter = os.path.realpath(sys.executable)
     check_interpreter(interpreter)
-    parts, digest = find_parts()
+    parts = find_parts()
     version = holdoverd.__version__
-    name, there = choose_release(version, digest, installed_releases())
+    name, there = choose_release(version, digest_of(parts, interpreter), installed_releases())
     if there:
         return name
     target = RELEASES / name
@@ -149,29 +158,14 @@ def build() -> str:
         *(interpreter, "-I", "-m", "venv", "--without-pip", target),
         what="making the release's environment",
     )
-    site = _site_packages(target)[0]  # lib64, where there is one, is a link to lib
+    site = _site_packages(target)
     for part in parts:
-        _copy(part, target, site)
-    call(
-        *(target / "bin/python", "-I", "-m", "compileall", "-q", "-j", "0", site), what="compiling"
-    )
-    record = Release(name, version, digest, interpreter)
+        top, _, below = part.path.partition("/")
+        to = (site if top == "site-packages" else target / top) / below
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_bytes(_content(part, f"{target}/bin/python"))
+        to.chmod(0o755 if part.source.stat().st_mode & 0o111 else 0o644)
+    call(target / "bin/python", "-I", "-m", "compileall", "-q", "-j", "0", site, what="compiling")
+    record = Release(name, version, digest_of(parts, interpreter), interpreter)
     write_if_changed(target / "release.json", json.dumps(asdict(record), indent=1) + "\n")
     return name
-
-
-def _copy(part: Part, target: Path, site: str) -> None:
-    inside = part.path.partition("site-packages/")[2]
-    to = Path(site) / inside if inside else target / part.path
-    to.parent.mkdir(parents=True, exist_ok=True)
-    if part.path.startswith("bin/"):
-        to.write_bytes(renamed_interpreter(part.source.read_bytes(), f"{target}/bin/python"))
-        to.chmod(0o755)
-    else:
-        shutil.copyfile(part.source, to)
-        to.chmod(0o755 if os.access(part.source, os.X_OK) and _is_program(part.source) else 0o644)
-
-
-def _is_program(path: Path) -> bool:
-    """Not only root's right to run anything: somebody has said that it is one."""
-    return bool(path.stat().st_mode & 0o111)
