@@ -1,4 +1,4 @@
-"""Clean Debian 12 roots, made once and kept in `.build/roots`.
+"""Clean Debian roots, made once and kept in `.build/roots`.
 
 A root is the read-only lower layer of machines and never changes; delete the folder (`make clean`)
 to make it anew. What it takes from this machine are the package sources and the authorities that
@@ -30,20 +30,33 @@ AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 SOURCES = Path("/etc/apt/sources.list.d/debian.sources")
 
 
-def debian(packages: Sequence[str]) -> Path:
-    """The root with these packages on a minimal Debian 12, from the cache or made now."""
-    sources = [str(SOURCES)] if SOURCES.is_file() and "bookworm" in SOURCES.read_text() else []
-    recipe = "\n".join([*packages, *(Path(name).read_text() for name in sources)])
-    root = ROOTS / f"debian12-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+RELEASES = {"bookworm": 12, "trixie": 13}
+
+
+def sources_of(suite: str) -> str:
+    """This machine's package sources for `suite`; "" where it has none of Debian 12's."""
+    text = SOURCES.read_text() if SOURCES.is_file() else ""
+    return text.replace("bookworm", suite) if "bookworm" in text else ""
+
+
+def debian(packages: Sequence[str], suite: str = "bookworm") -> Path:
+    """The root with these packages on a minimal Debian, from the cache or made now."""
+    text = sources_of(suite)
+    recipe = "\n".join([*packages, *([text] if text else [])])
+    root = ROOTS / f"debian{RELEASES[suite]}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
     if root.is_dir():
         return root
     ROOTS.mkdir(parents=True, exist_ok=True)
     # Made under another name: a root that is there is complete.
     unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=ROOTS))
     try:
+        sources = []
+        if text:
+            sources = [str(unfinished / "debian.sources")]
+            (unfinished / "debian.sources").write_text(text)
         make = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}"]
         done = subprocess.run(
-            [*make, "bookworm", str(unfinished / "root"), *sources],
+            [*make, suite, str(unfinished / "root"), *sources],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

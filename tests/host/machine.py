@@ -106,9 +106,10 @@ class MachineError(Exception):
 class Machine:
     """A handle on one container. Close it, or use it as a context."""
 
-    def __init__(self, lower: Path, *, network: bool) -> None:
+    def __init__(self, lower: Path, *, network: bool, unified: bool = False) -> None:
         self._lower = lower
         self._network = network
+        self._unified = unified
         self._name = f"holdover-test-{os.getpid()}-{os.urandom(3).hex()}"
         self._folder = Path(tempfile.mkdtemp(prefix="holdover-machine-"))
         self._stage: subprocess.Popen[bytes] | None = None
@@ -120,9 +121,15 @@ class Machine:
     # -- Life ------------------------------------------------------------------------------------
 
     @classmethod
-    def boot(cls, lower: Path = Path("/"), *, network: bool = False) -> Machine:
-        """Boot the system under `lower`; returns when systemd says that it is up."""
-        machine = cls(lower, network=network)
+    def boot(
+        cls, lower: Path = Path("/"), *, network: bool = False, unified: bool = False
+    ) -> Machine:
+        """Boot the system under `lower`; returns when systemd says that it is up.
+
+        `unified`: with control groups of version 2 alone, as systemd 256 and newer want them; on a
+        machine that has its controllers in version 1, limits are not enforced then.
+        """
+        machine = cls(lower, network=network, unified=unified)
         try:
             (machine._folder / "stage.boot").touch()
             machine._start()
@@ -183,6 +190,7 @@ class Machine:
                     "NOTIFY_SOCKET": str(address),
                     "MASKED": " ".join(MASKED),
                     "HIERARCHIES": " ".join(HIERARCHIES),
+                    **({"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"} if self._unified else {}),
                 },
             )
 

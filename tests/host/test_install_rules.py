@@ -161,6 +161,16 @@ def test_files_and_links_are_written_only_when_they_differ(tmp_path: Path) -> No
     assert sorted(p.name for p in tmp_path.iterdir()) == ["current", "folder"]
 
 
+def test_units_of_generations_long_gone_are_forgotten() -> None:
+    kinds = ("holdoverd", "holdover-deploy")
+    units = [f"{kind}@{n}.service" for kind in kinds for n in range(1, 16)]
+    others = ["holdoverd@.service", "holdover-agent-bob@1.service", "holdover-agent-x@.service"]
+    found = layout.forgotten([*units, *others], newest=15, needed=[2, 15])
+    assert found == sorted(f"{kind}@{n}.service" for kind in kinds for n in (1, 3, 4, 5))
+    assert layout.forgotten(units, newest=10, needed=[]) == []
+    assert layout.forgotten([], newest=100, needed=[]) == []
+
+
 @needs_root
 def test_a_python_below_a_private_home_is_passed_over(tmp_path: Path) -> None:
     """Releases run as users of their own; root's interpreter may be out of their reach."""

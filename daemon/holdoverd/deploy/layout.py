@@ -35,6 +35,9 @@ LAST_DEPLOY = OPT / "last-deploy.json"
 
 COMMAND_S = 60.0
 
+KEPT_GENERATIONS = 10
+"""Units that stay of generations gone by, for `systemctl status` and those who look into one."""
+
 
 class InstallError(Exception):
     """Says what is wrong with this host or tree, and what to do about it."""
@@ -60,6 +63,20 @@ def next_generation(last_recorded: int, unit_files: Iterable[str]) -> int:
         if match := re.fullmatch(r"holdoverd@(\d{1,9})\.service", unit):
             numbers.append(int(match[1]))
     return max(numbers) + 1
+
+
+def forgotten(unit_files: Iterable[str], *, newest: int, needed: Iterable[int]) -> list[str]:
+    """Units of generations that nobody comes back to: a deploy writes new ones, a rollback too.
+
+    `needed`: the generation that boots, and those that live.
+    """
+    kept = set(needed)
+    found = []
+    for unit in unit_files:
+        match = re.fullmatch(r"(?:holdoverd|holdover-deploy)@(\d{1,9})\.service", unit)
+        if match and int(match[1]) <= newest - KEPT_GENERATIONS and int(match[1]) not in kept:
+            found.append(unit)
+    return sorted(found)
 
 
 def render(text: str, values: Mapping[str, str]) -> str:
@@ -203,7 +220,10 @@ def release_of_generation(generation: int | None) -> str | None:
 
 
 def new_generation(release_dir: Path, templates: Path, version: str) -> int:
-    """Write the next generation's units. The number is recorded first: used up even if we die."""
+    """Write the next generation's units, and remove those of generations long gone.
+
+    The number is recorded first: used up even if we die. systemd is the caller's to tell.
+    """
     last = int(LAST_GENERATION.read_text()) if LAST_GENERATION.is_file() else 0
     generation = next_generation(last, (path.name for path in UNITS.glob("holdoverd@*.service")))
     write_if_changed(LAST_GENERATION, f"{generation}\n")
@@ -212,6 +232,12 @@ def new_generation(release_dir: Path, templates: Path, version: str) -> int:
     )
     for name, text in units.items():
         write_if_changed(UNITS / name, text)
+    living = active_generations() if systemd_runs() else []
+    current = current_generation()
+    needed = living if current is None else [*living, current]
+    files = (path.name for path in UNITS.glob("holdover*@*.service"))
+    for name in forgotten(files, newest=generation, needed=needed):
+        (UNITS / name).unlink(missing_ok=True)
     return generation
 
 

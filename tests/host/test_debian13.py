@@ -1,0 +1,125 @@
+"""Debian 13: a package of its own, built on it; installed on it; and a host that is upgraded from 12.
+
+In `make soak`: a second root, a second build and an upgrade of a whole distribution take minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import needs
+from tests.host import clean_root as roots
+from tests.host.machine import SOURCE, SOURCE_INSIDE, Machine
+from tests.host.test_deploy import healthz
+from tests.host.test_package import DEBS, FIRST, alone, apt, built, holdover
+from tests.live.up import wait_until
+
+pytestmark = [pytest.mark.host, pytest.mark.soak]
+
+CLIENT = "daemon/holdoverd/web/static"
+WITHOUT_VENV = tuple(name for name in roots.HOST if name not in ("git", "make", "python3-venv"))
+BUILD_S = 900.0
+UPGRADE_S = 900.0
+
+
+@pytest.fixture(scope="module")
+def package12(wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(SOURCE, tmp_path_factory.mktemp("deb12"), wheelhouse)
+
+
+@pytest.fixture(scope="module")
+def package13(wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built on 13, for its Python, from what the lock files name."""
+    if needs.NO_MMDEBSTRAP:
+        pytest.skip(needs.NO_MMDEBSTRAP)
+    with Machine.enter(roots.debian(roots.HOST, "trixie"), network=True) as builder:
+        builder.put_source()
+        shutil.copytree(wheelhouse / "client", builder.path(f"{SOURCE_INSIDE}/{CLIENT}"))
+        command = [f"{SOURCE_INSIDE}/packaging/deb", "--output", "/root/out", "--level", "1"]
+        env = {**roots.trust_environment(), "SOURCE_DATE_EPOCH": "1"}
+        made = builder.run(command, env=env, timeout_s=BUILD_S).stdout.strip()
+        assert made.endswith(f"holdover_{FIRST}+deb13_amd64.deb")
+        kept = tmp_path_factory.mktemp("deb13") / Path(made).name
+        shutil.copyfile(builder.path(made), kept)
+    return kept
+
+
+def put(machine: Machine, package: Path) -> str:
+    inside = f"{DEBS}/{package.name}"
+    shutil.copyfile(package, machine.path(inside))
+    return inside
+
+
+def answered(machine: Machine, session: str, more_than: int = 2) -> None:
+    def found() -> bool:
+        shown = json.loads(holdover(machine, "session", "show", "--json", session))
+        return bool(shown["state"] == "idle" and shown["last_seq"] > more_than)
+
+    wait_until(found, "the demo has answered", 120)
+
+
+@pytest.fixture(scope="module")
+def thirteen(package13: Path) -> Iterator[Machine]:
+    root = roots.debian(WITHOUT_VENV, "trixie")
+    with Machine.boot(root, unified=True) as machine:
+        yield machine
+
+
+def test_an_install_on_13_serves_and_a_purge_leaves_nothing(
+    thirteen: Machine, package13: Path
+) -> None:
+    said = apt(thirteen, "install", put(thirteen, package13))
+    assert f"Holdover {FIRST} serves on" in said
+    session = holdover(thirteen, "session", "new", "--agent", "demo", "hello").split()[0]
+    answered(thirteen, session)
+    assert healthz(thirteen)["release"] == FIRST
+    failed = thirteen.systemctl("list-units", "--failed", "--plain", "--no-legend", "holdover*")
+    assert failed.stdout == ""
+    apt(thirteen, "purge", "holdover")
+    find = ["find", "/etc", "/opt", "/var/lib", "/usr/lib", "/usr/bin", "-name", "*holdover*"]
+    assert thirteen.run(find).stdout == ""
+
+
+def test_a_host_is_upgraded_from_12_to_13_and_its_sessions_go_on(
+    package12: Path, package13: Path
+) -> None:
+    """As the release notes of Debian have it; the package comes with the rest."""
+    with Machine.boot(roots.debian(WITHOUT_VENV), network=True, unified=True) as machine:
+        # Nobody else on this network listens for them; see machine.py on networks.
+        machine.write("/etc/systemd/system/holdover.socket.d/port.conf", PORTS.format(18780))
+        machine.write("/etc/systemd/system/holdover-s3.socket.d/port.conf", PORTS.format(18781))
+        apt(machine, "install", put(machine, package12))
+        session = holdover(machine, "session", "new", "--agent", "demo", "hello").split()[0]
+        answered(machine, session)
+        before = json.loads(holdover(machine, "session", "show", "--json", session))["last_seq"]
+        machine.write("/etc/apt/sources.list.d/debian.sources", roots.sources_of("trixie"))
+        machine.run(["rm", "-f", "/etc/apt/sources.list"])
+        env = {"DEBIAN_FRONTEND": "noninteractive", "APT_LISTCHANGES_FRONTEND": "none"}
+        keep = ["-o", "Dpkg::Use-Pty=0", "-o", "Dpkg::Options::=--force-confold"]
+        machine.run(["apt-get", "update"], env=env, timeout_s=UPGRADE_S)
+        upgrade = ["apt-get", "-y", *keep, "full-upgrade", put(machine, package13)]
+        machine.run(upgrade, env=env, timeout_s=UPGRADE_S)
+        assert machine.read("/etc/debian_version").startswith("13")
+        alone(machine, 2)
+        holdover(machine, "session", "send", session, "still there?")
+        answered(machine, session, before)
+        machine.reboot()
+        wait_until(
+            lambda: machine.run(["holdover", "status"], check=False).returncode == 0,
+            "it serves after the reboot",
+            120,
+        )
+        shown = json.loads(holdover(machine, "session", "show", "--json", session))
+        assert shown["state"] == "dormant"
+        status = json.loads(holdover(machine, "status", "--json"))
+        assert status["health"]["release"] == FIRST
+        holdover(machine, "session", "send", session, "and now?")
+        answered(machine, session, shown["last_seq"])
+
+
+PORTS = "[Socket]\nListenStream=\nListenStream=127.0.0.1:{}\n"
