@@ -183,8 +183,8 @@ def stage(root: Path, record: Release, wheelhouse: Path | None) -> None:
 
     doc = root / DOC
     doc.mkdir(parents=True)
-    for name in ("README.md", "ARCHITECTURE.md"):
-        shutil.copyfile(SOURCE / name, doc / name)
+    for name in ("README.md", "ARCHITECTURE.md", "packaging/RECOVERY.md"):
+        shutil.copyfile(SOURCE / name, doc / Path(name).name)
     compress(SOURCE / "CHANGELOG.md", doc / "changelog.gz")
     (doc / "copyright").write_text(COPYRIGHT)
     for folder in ("prometheus", "proxies"):

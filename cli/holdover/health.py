@@ -98,8 +98,8 @@ def descriptors(limit: int | None, *, connections: int, live: int) -> Finding:
             "failed",
             f"the daemon may open {limit} descriptors; {connections} connections and {live} "
             f"sessions want {wanted}",
-            "Raise LimitNOFILE= (`systemctl edit 'holdoverd@.service'`), or lower [server] "
-            "max_connections.",
+            "Raise LimitNOFILE= (in /etc/systemd/system/holdoverd@.service.d/limits.conf), or lower "
+            "[server] max_connections.",
         )
     return Finding("limits", "ok", f"{limit} descriptors, {wanted} at most wanted")
 
