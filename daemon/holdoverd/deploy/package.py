@@ -217,7 +217,9 @@ def _prune(landed: str) -> None:
 
 
 def _is_active(unit: str) -> bool:
-    done = subprocess.run(["systemctl", "is-active", "--quiet", unit], check=False)
+    # In an image, where nobody answers, it would complain.
+    command = ["systemctl", "is-active", "--quiet", unit]
+    done = subprocess.run(command, check=False, capture_output=True)
     return done.returncode == 0
 
 
