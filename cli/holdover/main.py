@@ -54,7 +54,10 @@ COMMANDS = {  # {name: (module, one line of help)}
     ),
     "db": ("holdover.commands.db", "Look at the catalogue, back it up, restore it."),
     "host": ("holdover.commands.host", "Install Holdover onto this systemd host, or take it off."),
-    "config": ("holdover.commands.config", "Show and check the configuration of this machine."),
+    "config": (
+        "holdover.commands.config",
+        "Show, check and apply the configuration of this machine.",
+    ),
 }
 
 
