@@ -152,6 +152,8 @@ def test_jobs_go_on_over_a_killed_daemon_a_deploy_and_storage_that_is_away(up: U
     for n in range(3):
         data = random.Random(n).randbytes(14_000_000)  # six seconds and more each
         files.append((put(up, data)["file"]["id"], hashlib.sha256(data).hexdigest()))
+    hold = up.state.parent / "hold"
+    hold.touch()  # so that none has read much before the last of them runs
     jobs = [
         up.call("POST", "/v1/jobs", {"processor": "slow", "files": [file]})["id"]
         for file, _ in files
@@ -161,11 +163,12 @@ def test_jobs_go_on_over_a_killed_daemon_a_deploy_and_storage_that_is_away(up: U
         states = [up.call("GET", f"/v1/jobs/{job}") for job in jobs]
         return all(one["state"] == "running" and one["progress"] for one in states)
 
-    wait_until(all_run, "all run", 30)
-    old = up.kill_daemon()
+    wait_until(all_run, "all run", 60)
     # For ten seconds it takes connections and says nothing; then it is gone, and started again.
     storage = storage_pid(up)
     os.kill(storage, signal.SIGSTOP)
+    hold.unlink()
+    old = up.kill_daemon()
     back = time.monotonic() + AWAY_S
     up.wait_new_daemon(old)
     time.sleep(max(0.0, back - time.monotonic()))
