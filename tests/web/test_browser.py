@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -230,3 +231,48 @@ def test_sub_agents_are_nested_and_loaded_when_opened(up: Up, new_page: NewPage)
     nested.get_by_role("button", name="Earlier").click()
     nested.get_by_text("#1 ", exact=False).first.wait_for()
     picture(page, "subagents-light")
+
+
+def test_code_is_coloured_while_it_is_in_view_and_the_document_stays_as_it_is(
+    up: Up, new_page: NewPage
+) -> None:
+    fence = "```python\ndef f(x):\n    return 1  # one\n```"
+    frame = {
+        "type": "assistant",
+        "parent_tool_use_id": None,
+        "uuid": "code-1",
+        "message": {
+            "id": "c1",
+            "role": "assistant",
+            "content": [{"type": "text", "text": fence}],
+        },
+    }
+    coloured = up.new_session("raw " + json.dumps(frame))["id"]
+    plain = up.new_session("say no code")["id"]
+    for session in (coloured, plain):
+        up.wait_state(session, "idle")
+    page = new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    visit(page, plain)
+    page.locator(".row.result").wait_for()
+    assert not [url for url in asked if "highlight" in url]
+    painted = "[...CSS.highlights].map(([name, ranges]) => `${name} ${[...ranges].join('|')}`)"
+    visit(page, coloured)
+    page.locator(".row.result").wait_for()
+    wait_until(lambda: page.evaluate(painted), "it is coloured", 20)
+    assert sorted(page.evaluate(painted)) == [
+        "code-comment # one",
+        "code-keyword def|return",
+        "code-name f",
+        "code-number 1",
+    ]
+    assert page.locator(".md pre code *").count() == 0
+    assert len([url for url in asked if "highlight" in url]) == 1
+    picture(page, "code-light")
+    page.emulate_media(color_scheme="dark")
+    picture(page, "code-dark")
+    visit(page, plain)
+    page.get_by_text("no code", exact=True).wait_for()
+    gone = "[...CSS.highlights.values()].every((ranges) => ranges.size === 0)"
+    wait_until(lambda: page.evaluate(gone), "nothing of it is kept", 20)

@@ -108,3 +108,51 @@ def test_files_are_uploaded_shared_revoked_downloaded_and_deleted(
     small.locator(".files").get_by_role("listitem", name="plan ä.bin").wait_for()
     assert small.evaluate("document.querySelector('.page').scrollWidth") <= 360
     picture(small, "files-dark-360")
+
+
+def test_a_file_dropped_on_a_session_goes_with_the_prompt_and_is_offered_back(
+    up: Up, new_page: NewPage, tmp_path: Path
+) -> None:
+    session = up.new_session("say ready", title="With a file")["id"]
+    up.wait_state(session, "idle")
+    folder = Path(str(up.session(session)["cwd"]))
+    page = new_page(session)
+    content = os.urandom(100_000)
+    (tmp_path / "notes ü.bin").write_bytes(content)
+    with page.expect_file_chooser() as chosen:
+        page.get_by_label("Attach files").click()
+    chosen.value.set_files(tmp_path / "notes ü.bin")
+    attached = page.get_by_role("list", name="Files that go with the prompt")
+    attached.get_by_text("notes ü.bin").wait_for()
+    dropped = """([name, text]) => {
+      const data = new DataTransfer();
+      data.items.add(new File([text], name));
+      const target = document.querySelector(".view");
+      for (const type of ["dragover", "drop"])
+        target.dispatchEvent(new DragEvent(type, { dataTransfer: data, bubbles: true, cancelable: true }));
+    }"""
+    page.evaluate(dropped, ["second.txt", "two"])
+    attached.get_by_text("second.txt").wait_for()
+    page.evaluate(dropped, ["third.txt", "three"])
+    attached.get_by_role("button", name="Leave out third.txt").click()
+    box = page.get_by_label("Prompt", exact=True)
+    box.fill('tool Write {"file_path": "made ü.bin"}\nsay seen')
+    page.locator("button.primary:not(:disabled)").wait_for()
+    picture(page, "attached-light")
+    page.reload()
+    attached.get_by_role("listitem").nth(1).wait_for()
+    assert attached.get_by_role("listitem").count() == 2
+    page.get_by_role("button", name="Send").click()
+    page.get_by_text("Attached files, in the working folder:").first.wait_for()
+    page.get_by_text("seen", exact=True).last.wait_for()
+    assert attached.count() == 0
+    carried = {file.name: file.read_bytes() for file in folder.glob("attachments/*/*")}
+    assert carried == {"notes ü.bin": content, "second.txt": b"two"}
+
+    (folder / "made ü.bin").write_bytes(content)
+    page.get_by_role("button", name="Write made ü.bin").click()
+    page.get_by_role("button", name="Keep this file").click()
+    address = page.get_by_role("link", name="Download").get_attribute("href")
+    picture(page, "offered-light")
+    found = up.call("GET", f"{address}?redirect=false")
+    assert follow(found["url"])[:2] == (len(content), hashlib.sha256(content).hexdigest())

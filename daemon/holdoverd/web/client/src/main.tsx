@@ -13,6 +13,7 @@ function App() {
   const [login, setLogin] = useState<Login>("unknown");
   const [trouble, setTrouble] = useState<string | null>(null);
   const parts = useRoute();
+  const admin = useAdmin(login === "in");
   useEffect(() => {
     whenLoggedOut(() => setLogin("out"));
     void enter(setLogin, setTrouble);
@@ -38,7 +39,7 @@ function App() {
           <a class="brand" href="#/">
             Holdover
           </a>
-          {PAGES.filter(({ label }) => label !== null).map(({ name, label }) => (
+          {PAGES.filter((page) => page.label !== null && (admin || page.admin !== true)).map(({ name, label }) => (
             <a key={name} href={`#/${name}`} aria-current={name === page.name ? "page" : undefined}>
               {label}
             </a>
@@ -55,6 +56,24 @@ function App() {
       <Page parts={parts.slice(1)} />
     </>
   );
+}
+
+/** May whoever is logged in do everything? The door itself says so. */
+function useAdmin(loggedIn: boolean): boolean {
+  const [admin, setAdmin] = useState(false);
+  useEffect(() => {
+    setAdmin(false);
+    if (!loggedIn) return;
+    let current = true;
+    call("GET", "/v1/tokens?limit=1").then(
+      () => current && setAdmin(true),
+      () => {},
+    );
+    return () => {
+      current = false;
+    };
+  }, [loggedIn]);
+  return admin;
 }
 
 /** By the code in the address, if there is one; else by the cookie, if that is still good. */

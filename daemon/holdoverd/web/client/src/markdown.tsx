@@ -7,6 +7,7 @@ import DOMPurify from "dompurify";
 import { Marked } from "marked";
 import { memo } from "preact/compat";
 import { useLayoutEffect, useMemo, useRef } from "preact/hooks";
+import { colour } from "./code";
 import { isReadable, settle, visible } from "./rules/text";
 
 const TAGS = [
@@ -14,9 +15,16 @@ const TAGS = [
   ...["ul", "ol", "li", "blockquote", "a", "table", "thead", "tbody", "tr", "th", "td", "span"],
 ];
 
+/** What the fences of the text being read say, in order; "" where there is none. */
+let fences: string[] = [];
+
 const marked = new Marked({ gfm: true, breaks: false, async: false });
 marked.use({
   renderer: {
+    code({ lang }) {
+      fences.push(lang ?? "");
+      return false; // as it would be anyway
+    },
     image({ href, text }) {
       return `<a href="${escape(href)}">${escape(text || href)}</a>`;
     },
@@ -46,6 +54,7 @@ function escape(text: string): string {
 }
 
 function fragmentOf(text: string): DocumentFragment {
+  fences = [];
   const fragment = purify.sanitize(marked.parse(text) as string, {
     ALLOWED_TAGS: TAGS,
     ALLOWED_ATTR: ["href", "start", "align"],
@@ -60,6 +69,7 @@ function fragmentOf(text: string): DocumentFragment {
     const shown = visible(node.data);
     if (shown !== node.data) node.data = shown;
   }
+  fragment.querySelectorAll("pre > code").forEach((code, at) => colour(code, fences[at] ?? ""));
   return fragment;
 }
 

@@ -190,3 +190,23 @@ export interface JobLog {
   text: string;
   size: number;
 }
+
+export interface Token {
+  id: string;
+  name: string;
+  owner: string;
+  scopes: string[];
+  created_at: number;
+  expires_at: number | null;
+}
+
+export interface Instance {
+  host: string | null;
+  generation: number;
+  release: string | null;
+  state: string;
+  sessions: number | null;
+  connections: number | null;
+  memory_bytes: number | null;
+  since_at: number | null;
+}

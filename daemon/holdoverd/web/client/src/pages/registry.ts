@@ -8,6 +8,8 @@ import { strings } from "../strings";
 import { FilesPage } from "./files";
 import { SessionPage } from "./session";
 import { SessionsPage } from "./sessions";
+import { InstancesPage } from "./instances";
+import { TokensPage } from "./tokens";
 import { NewSessionPage } from "./new";
 import { PhonePage } from "./phone";
 import { SearchPage } from "./search";
@@ -21,6 +23,8 @@ export interface PageProps {
 export interface PageEntry {
   name: string;
   label: string | null;
+  /** Only for those who may do everything; others do not see it. */
+  admin?: boolean;
   view: FunctionComponent<PageProps>;
 }
 
@@ -32,5 +36,7 @@ export const PAGES: readonly PageEntry[] = [
   { name: "files", label: strings.files.title, view: FilesPage },
   { name: "jobs", label: strings.jobs.title, view: JobsPage },
   { name: "skills", label: strings.skills.title, view: SkillsPage },
+  { name: "tokens", label: strings.tokens.title, view: TokensPage, admin: true },
+  { name: "instances", label: strings.instances.title, view: InstancesPage, admin: true },
   { name: "phone", label: strings.phone, view: PhonePage },
 ];

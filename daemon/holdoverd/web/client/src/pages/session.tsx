@@ -5,6 +5,7 @@ import { Composer } from "../session/composer";
 import { Header } from "../session/header";
 import { MessageList, type Goal } from "../session/list";
 import { Permissions } from "../session/permissions";
+import { draftOf } from "../session/draft";
 import { Queue } from "../session/queue";
 import { SessionStore } from "../session/store";
 import { titleOf } from "../wire";
@@ -30,6 +31,7 @@ const QUIET_MS = 700;
 
 function Opened({ store, goal }: { store: SessionStore; goal: Goal | null }) {
   useChanges(store);
+  const [over, setOver] = useState(false);
   const title = store.session === null ? store.id : titleOf(store.session);
   useEffect(() => {
     document.title = `${title} · Holdover`;
@@ -47,11 +49,30 @@ function Opened({ store, goal }: { store: SessionStore; goal: Goal | null }) {
       </main>
     );
   }
+  const files = (event: DragEvent): boolean => event.dataTransfer?.types.includes("Files") ?? false;
   return (
-    <main class="session">
+    <main
+      class={over ? "session over" : "session"}
+      onDragOver={(event) => {
+        if (!files(event)) return;
+        event.preventDefault();
+        setOver(true);
+      }}
+      onDragLeave={(event) => {
+        // Within it, from one element to the next, is not out of it.
+        if (!event.currentTarget.contains(event.relatedTarget as Node | null)) setOver(false);
+      }}
+      onDrop={(event) => {
+        if (!files(event)) return;
+        event.preventDefault();
+        setOver(false);
+        draftOf(store.id).attach(event.dataTransfer?.files ?? []);
+      }}
+    >
       <Header store={store} />
       <MessageList store={store} goal={goal} key={store.conversation.resyncs} />
       <div class="foot">
+        {over && <p class="note">{strings.dropHere}</p>}
         <Quiet store={store} />
         <Permissions store={store} />
         <Queue store={store} />

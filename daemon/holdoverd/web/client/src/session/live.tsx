@@ -27,6 +27,9 @@ export function Live({ store }: { store: SessionStore }) {
         <div key={prompt.id} class="row prompt" data-row={`out:${prompt.id}`}>
           <div class="bubble">
             <p class="plain">{visible(prompt.text)}</p>
+            {prompt.files !== undefined && prompt.files.length > 0 && (
+              <p class="note">{visible(strings.withFiles(prompt.files.map(({ name }) => name)))}</p>
+            )}
             {prompt.refused === null ? (
               <p class="note">{prompt.taken ? strings.taken : strings.sending}</p>
             ) : (
@@ -35,7 +38,11 @@ export function Live({ store }: { store: SessionStore }) {
                 <button
                   type="button"
                   class="link"
-                  onClick={() => draftOf(store.id).put(store.takeBack(prompt.id))}
+                  onClick={() => {
+                    const back = store.takeBack(prompt.id);
+                    draftOf(store.id).put(back?.text ?? "");
+                    draftOf(store.id).putFiles(back?.files ?? []);
+                  }}
                 >
                   {strings.takeBack}
                 </button>

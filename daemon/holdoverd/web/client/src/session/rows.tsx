@@ -11,6 +11,7 @@ import { strings } from "../strings";
 import { isObject, type Json } from "../wire";
 import { Fold } from "./folds";
 import { SubAgent } from "./subagent";
+import { TakeOut } from "./takeout";
 import type { SessionStore } from "./store";
 
 interface Props {
@@ -137,6 +138,9 @@ function Tool({ row, store }: Props) {
           <Input name={name} input={input} />
           <SubAgent store={store} thread={String(part.id)} />
           {outcome !== null && <Output content={outcome.part.content} />}
+          {outcome !== null && !failed && typeof input.file_path === "string" && (
+            <TakeOut store={store} path={input.file_path} />
+          )}
         </>
       )}
     </Fold>

@@ -5,7 +5,7 @@ import { ApiError, call, newId, said, Unreachable } from "../http";
 import { Conversation } from "../rules/conversation";
 import { delayMs } from "../rules/redial";
 import { Stream } from "../stream";
-import { type Frame, type Message, type Page, type Session } from "../wire";
+import { type Frame, type Message, type Page, type Session, type StoredFile } from "../wire";
 
 export type Connection = "connecting" | "live" | "lost" | "ended" | "login" | "unshared" | "gone";
 
@@ -13,6 +13,8 @@ export type Connection = "connecting" | "live" | "lost" | "ended" | "login" | "u
 export interface Outgoing {
   id: string;
   text: string;
+  /** Files at storage that go with it. */
+  files?: { id: string; name: string }[];
   /** Why the daemon will not have it; null while it is on its way. */
   refused: string | null;
   /** The daemon has it; the stream will bring it. */
@@ -166,18 +168,18 @@ export class SessionStore extends Notifier {
 
   // --- out ---
 
-  prompt(text: string): void {
-    this.outgoing = [...this.outgoing, { id: newId(), text, refused: null, taken: false }];
+  prompt(text: string, files: { id: string; name: string }[] = []): void {
+    this.outgoing = [...this.outgoing, { id: newId(), text, files, refused: null, taken: false }];
     this.keepOutgoing();
     void this.sendAll();
   }
 
-  /** Take a refused prompt back; its text. */
-  takeBack(id: string): string {
+  /** Take a refused prompt back. */
+  takeBack(id: string): Outgoing | undefined {
     const found = this.outgoing.find((prompt) => prompt.id === id);
     this.outgoing = this.outgoing.filter((prompt) => prompt.id !== id);
     this.keepOutgoing();
-    return found?.text ?? "";
+    return found;
   }
 
   private keepOutgoing(): void {
@@ -205,6 +207,7 @@ export class SessionStore extends Notifier {
           const { seq } = await call<{ seq: number }>("POST", `${this.path}/prompts`, {
             id: next.id,
             text: next.text,
+            ...(next.files?.length ? { attachments: next.files.map(({ id }) => id) } : {}),
           });
           if (seq <= (this.conversation.after ?? 0)) this.stored.add(next.id);
           // Taken; it stands there until the stream brings it back as a message.
@@ -238,6 +241,12 @@ export class SessionStore extends Notifier {
 
   async cancelPrompt(id: string): Promise<void> {
     await this.ask("DELETE", `/prompts/${id}`);
+  }
+
+  /** Have a file of the workspace copied to storage; its id. */
+  async takeOut(path: string): Promise<string> {
+    const { file } = await call<{ file: StoredFile }>("POST", `${this.path}/files`, { path });
+    return file.id;
   }
 
   async resume(): Promise<void> {
