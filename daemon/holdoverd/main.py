@@ -52,6 +52,8 @@ from holdoverd.jobs.stored import StoredFiles
 from holdoverd.metrics import gather
 from holdoverd.metrics.counts import Counts
 from holdoverd.metrics.table import Samples
+from holdoverd.push.keys import load_key
+from holdoverd.push.service import Push
 from holdoverd.retention import Retention
 from holdoverd.search import fill
 from holdoverd.sessions.launcher import Paths
@@ -138,6 +140,13 @@ async def run(
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(watch.run)
+            push = Push(
+                catalogue,
+                load_key(os.environ, state_dir),
+                contact(settings),
+                hosts=settings.push.hosts,
+            )
+            nursery.start_soon(push.run)
             sessions = Sessions(
                 Instance(
                     catalogue=catalogue,
@@ -152,6 +161,7 @@ async def run(
                     agents=settings.agent,
                     resume_on_boot=settings.sessions.resume_on_boot,
                     counts=counts,
+                    levels_changed=push.levels_changed,
                 ),
                 Limits(settings.sessions.max_live, settings.sessions.default_agent),
                 lock.live_generations,
@@ -223,6 +233,7 @@ async def run(
                 carrier=carrier,
                 skills=skills,
                 retention=retention,
+                push=push,
             )
             doors = Server(App(context), max_connections=settings.server.max_connections)
             duty.meet(siblings, routed, doors)
@@ -371,6 +382,14 @@ def take_listeners(siblings: Path) -> dict[str, list[socket.socket]]:
             "holdover-admin.socket`, or without systemd by `holdover up`."
         )
     return {door: given[door] for door in DOORS}
+
+
+def contact(settings: Settings) -> str:
+    """Whom a push service may write to; it takes mailto: and https: only (RFC 8292 section 2.1)."""
+    if settings.push.contact:
+        return settings.push.contact
+    public = settings.server.public_url
+    return public if public.startswith("https:") else f"mailto:holdover@{host_name()}"
 
 
 def url_of(listener: socket.socket) -> str:

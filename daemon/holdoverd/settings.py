@@ -121,6 +121,10 @@ SETTINGS: tuple[Setting, ...] = (
             "Jobs that finished longer ago are removed with their logs; files that they made stay. 0: kept for good.", high=36_500),
     Setting("retention", "audit_days", "number", 0, "days",
             "Rows of the audit that are older are removed. 0: kept for good.", high=36_500),
+    Setting("push", "contact", "text", "", "",
+            "Whom a push service may write to, mailto:… or https://…. Empty: public_url."),
+    Setting("push", "hosts", "texts", (), "",
+            "Push services that may be sent to although they are not on the public internet, by host name."),
     Setting("agents.NAME", "command", "argv", (), "",
             "Program and arguments; a bare name is looked up in the account's PATH, ~/ is its home."),
     Setting("agents.NAME", "env", "pairs", (), "",
@@ -157,6 +161,12 @@ class ServerSettings:
         """`listen` as (host, port); brackets of an IPv6 address removed."""
         host, _, port = self.listen.rpartition(":")
         return host.strip("[]"), int(port)
+
+
+@dataclass(frozen=True)
+class PushSettings:
+    contact: str
+    hosts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -286,6 +296,7 @@ class Settings:
     deploy: DeploySettings
     jobs: JobSettings
     retention: RetentionSettings
+    push: PushSettings
     agents: Mapping[str, AgentSettings]
     processors: Mapping[str, ProcessorSettings]
     sources: Mapping[str, str]
@@ -346,6 +357,7 @@ _TYPES: Mapping[str, type] = {
     "deploy": DeploySettings,
     "jobs": JobSettings,
     "retention": RetentionSettings,
+    "push": PushSettings,
 }
 
 
@@ -602,6 +614,7 @@ def _build(values: Mapping[Place, object], sources: Mapping[Place, str]) -> Sett
         deploy=section("deploy"),
         jobs=section("jobs"),
         retention=section("retention"),
+        push=section("push"),
         agents=MappingProxyType(agents),
         processors=MappingProxyType(processors),
         sources=MappingProxyType({f"{at}.{key}": where for (at, key), where in sources.items()}),

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 
 # The schema this release reads and writes: the revision of its last migration.
-VERSION = 8
+VERSION = 9
 
 # Named constraints, or a later migration could not drop one by the same name on both databases.
 metadata = MetaData(
@@ -412,4 +412,19 @@ job_logs = Table(
     Column("size", BigInteger, nullable=False),  # bytes that were said in all
     Column("at", BigInteger, nullable=False),
     Column("text", Text, nullable=False),
+)
+
+# --- web push; see push/ ---
+
+subscriptions = Table(
+    "subscriptions",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("owner", Text, nullable=False, index=True),
+    Column("token", Text, nullable=False),  # the id of the token that made it, and ends it
+    Column("endpoint", Text, nullable=False, unique=True),
+    Column("p256dh", Text, nullable=False),
+    Column("auth", Text, nullable=False),
+    Column("key", Text, nullable=False),  # our public key that it was made for
+    Column("created_at", BigInteger, nullable=False),
 )

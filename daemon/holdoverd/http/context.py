@@ -148,6 +148,15 @@ class SkillService(Protocol):
     ) -> Json: ...
 
 
+class PushService(Protocol):
+    """What web push offers to the doors. Each raises RequestErrors."""
+
+    @property
+    def public_key(self) -> str: ...
+    async def subscribe(self, caller: Caller, endpoint: str, p256dh: str, auth: str) -> str: ...
+    async def unsubscribe(self, caller: Caller, subscription: str) -> None: ...
+
+
 class Router(Protocol):
     """The other instances of this host, and what they are told."""
 
@@ -191,6 +200,7 @@ class Context:
     jobs: JobService | None = None
     skills: SkillService | None = None
     retention: RetentionService | None = None
+    push: PushService | None = None
     streams: LiveStreams = field(default_factory=LiveStreams)
     login_failures: LoginFailures = field(default_factory=LoginFailures)
     counts: Counts = field(default_factory=Counts)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import trio
 
@@ -17,7 +18,8 @@ class Instance:
     """This instance's identity and the means it works with.
 
     `nursery` holds the sessions' tasks; `observe` is called with the name of each step of a launch
-    or an adoption before it is taken.
+    or an adoption before it is taken. `levels_changed` hears of every change that viewers are told:
+    the state before, the permissions that were open before, and the session as it is now.
     """
 
     catalogue: Catalogue
@@ -33,3 +35,4 @@ class Instance:
     observe: Observer = lambda _step: None
     resume_on_boot: bool = False
     counts: Counts = field(default_factory=Counts)
+    levels_changed: Callable[[str, frozenset[str], dict[str, Any]], None] = lambda *_: None

@@ -284,10 +284,13 @@ class OwnedSession:
             or change.prompts
             or not quiet.issuperset(change.session)
         ):
+            before = self._view
             self._view = self._build_view()
             levels = levels_of(self._view)
             if levels != self._levels:
                 self._levels = levels
+                asked = frozenset(p["request_id"] for p in before["pending"])
+                self.instance.levels_changed(before["state"], asked, self._view)
                 frame = dumps({"type": "session", "session": self._view})
         self.hub.publish(step.events, frame, self._grown_frame)
         for prompt_id, said in self._withdrawals.items():

@@ -77,12 +77,16 @@ class Client:
         self._assets: dict[str, Asset] = {}
         self.index: Asset | None = None
         """The front page; None where the client was not built."""
+        self.worker: Asset | None = None
+        """The service worker; None where the client was not built."""
         index = static / "index.html"
         if not index.is_file():
             return
         for path in sorted((static / "assets").iterdir()):
             if kind := media_type(path.name):
                 self._assets[path.name] = Asset(path.read_bytes(), *kind)
+        if (worker := static / "sw.js").is_file():
+            self.worker = Asset(worker.read_bytes(), *TYPES["js"])
         self.index = Asset(index.read_bytes(), "text/html; charset=utf-8", True)
 
     def asset(self, name: str) -> Asset | None:

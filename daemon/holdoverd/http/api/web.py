@@ -62,9 +62,9 @@ def client_policy(storage: str) -> str:
     where = f"'self' {storage}".rstrip()
     return (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:;"
-        f" connect-src {where}; base-uri 'none';"
+        f" connect-src {where}; manifest-src 'self'; base-uri 'none';"
         " form-action 'none'; frame-ancestors 'none';"
-        " require-trusted-types-for 'script'; trusted-types dompurify"
+        " require-trusted-types-for 'script'; trusted-types dompurify worker"
     )
 
 
@@ -88,6 +88,19 @@ async def front_page(context: Context, request: Request) -> Response:
     files = context.files.files if context.files is not None else None
     storage = files.store.public_origin if files is not None and files.has_store else ""
     return _answer(request, index, _page_headers(client_policy(storage)))
+
+
+async def worker(context: Context, request: Request) -> Response:
+    """What shows pushed messages. Its address is bound to the subscriptions: no digest in it."""
+    if context.client.worker is None:
+        raise NotFound("The web client was not built here.")
+    headers = (
+        ("Content-Type", context.client.worker.media_type),
+        *_COMMON_HEADERS,
+        ("Cache-Control", "no-cache"),
+        ("Content-Security-Policy", "default-src 'none'"),
+    )
+    return _answer(request, context.client.worker, headers)
 
 
 async def asset(context: Context, request: Request) -> Response:

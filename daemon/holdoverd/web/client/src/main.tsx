@@ -3,6 +3,7 @@ import { useEffect, useState } from "preact/hooks";
 import { ApiError, call, said, whenLoggedOut } from "./http";
 import { LoginPage } from "./pages/login";
 import { PAGES } from "./pages/registry";
+import { pushState, renewPush, turnOff } from "./push";
 import { useRoute } from "./router";
 import { strings } from "./strings";
 import "./style.css";
@@ -14,6 +15,9 @@ function App() {
   const [trouble, setTrouble] = useState<string | null>(null);
   const parts = useRoute();
   const admin = useAdmin(login === "in");
+  useEffect(() => {
+    if (login === "in") renewPush();
+  }, [login]);
   useEffect(() => {
     whenLoggedOut(() => setLogin("out"));
     void enter(setLogin, setTrouble);
@@ -47,7 +51,7 @@ function App() {
           <button
             type="button"
             class="link"
-            onClick={() => void call("DELETE", "/login").then(() => setLogin("out"), () => {})}
+            onClick={() => void logOut().then(() => setLogin("out"), () => {})}
           >
             {strings.logOut}
           </button>
@@ -56,6 +60,12 @@ function App() {
       <Page parts={parts.slice(1)} />
     </>
   );
+}
+
+/** What this device was told for whoever logs out is not for whoever comes next. */
+async function logOut(): Promise<void> {
+  if ((await pushState()) === "on") await turnOff().catch(() => {});
+  await call("DELETE", "/login");
 }
 
 /** May whoever is logged in do everything? The door itself says so. */

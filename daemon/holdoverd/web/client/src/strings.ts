@@ -46,6 +46,21 @@ export const strings = {
   qr: "QR code with a login address",
   loginLink: "The same as a link",
   another: "Another code",
+  notifications: {
+    title: "Notifications on this device",
+    hint:
+      "When an agent waits for you, or has finished, this browser says so, even with this page closed. " +
+      "What is said is sealed: its maker’s push service cannot read it.",
+    on: "Notify me",
+    off: "Stop notifying me",
+    states: {
+      on: "This device is notified.",
+      off: "This device is not notified.",
+      denied: "This browser was told not to show notifications of this site; its settings undo that.",
+      unsupported:
+        "This browser cannot do so here: it takes HTTPS, and on an iPhone or iPad the page has to be on the home screen.",
+    },
+  },
 
   // a session
   allSessions: "All sessions",

@@ -1,5 +1,6 @@
 import { useEffect, useState } from "preact/hooks";
 import { call, said } from "../http";
+import { pushState, turnOff, turnOn, type PushState } from "../push";
 import { strings } from "../strings";
 
 interface Code {
@@ -50,6 +51,42 @@ export function PhonePage() {
       <button type="button" onClick={() => void make()}>
         {strings.another}
       </button>
+      <Notifications />
     </main>
+  );
+}
+
+/** Opt in and out, for this browser on this device. */
+function Notifications() {
+  const [state, setState] = useState<PushState | null>(null);
+  const [trouble, setTrouble] = useState<string | null>(null);
+  useEffect(() => void pushState().then(setState), []);
+  const run = async (turn: () => Promise<PushState>): Promise<void> => {
+    setTrouble(null);
+    try {
+      setState(await turn());
+    } catch (error) {
+      setTrouble(said(error));
+    }
+  };
+  const words = strings.notifications;
+  return (
+    <section aria-label={words.title}>
+      <h2>{words.title}</h2>
+      <p>{words.hint}</p>
+      <p class="note" role="status">
+        {state === null ? "" : words.states[state]}
+      </p>
+      {trouble !== null && (
+        <p class="bad" role="alert">
+          {trouble}
+        </p>
+      )}
+      {(state === "on" || state === "off") && (
+        <button type="button" onClick={() => void run(state === "on" ? turnOff : turnOn)}>
+          {state === "on" ? words.off : words.on}
+        </button>
+      )}
+    </section>
   );
 }
