@@ -81,7 +81,8 @@ def test_neither_a_deploy_nor_kills_cost_a_word_or_a_reload(up: Up, new_page: Ne
         up.wait_new_daemon(old)
         known = sentences(page)
         wait_until(lambda: sentences(page) > known + 1, "they go on after a kill", BACK_S)  # noqa: B023
-        assert page.locator(".quiet").inner_text() == ""
+        quiet = page.locator(".quiet")
+        wait_until(lambda: quiet.inner_text() == "", "the quiet line is gone", BACK_S)  # noqa: B023
 
     page.get_by_role("button", name="Stop").click()
     page.locator(".row.result").wait_for()
