@@ -33,7 +33,8 @@ IDLE = 3
 VISITS = 10  # a second, on each host
 KILLED, STOPPED = signal.SIGKILL, signal.SIGSTOP
 SERVED_S = {KILLED: 1.0, STOPPED: 5.0}
-"""The figures, from the blow to a line, an answer or a close; a test's timeout is three times these."""
+"""The figures, from the blow to a line, an answer or a close. A test waits three times the longer: what
+a kill costs is measured, and a busy machine is no reason to fail."""
 
 LANES = {"session": 3, "idle": 2, "passed": 2}
 STRUCK_S = 60.0
@@ -206,7 +207,7 @@ class Lane:
             await self.lines_go_on(2)
             await self.start(ready=False)
         at = await self.struck(doomed)
-        with trio.fail_after(3 * SERVED_S[point.signal]):
+        with trio.fail_after(3 * SERVED_S[STOPPED]):
             for watcher in self.watchers:
                 await watcher.wait_told(at)
         await self.gone(doomed)
@@ -232,7 +233,7 @@ class Lane:
         doomed = doomed or other
         at = await self.struck(doomed)
         told: list[float] = []
-        with trio.fail_after(3 * SERVED_S[point.signal]):
+        with trio.fail_after(3 * SERVED_S[STOPPED]):
             async with trio.open_nursery() as nursery:
                 for client in clients:
                     nursery.start_soon(client.go_on, told)
@@ -253,7 +254,7 @@ class Lane:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watcher.run)
             at = await self.struck(doomed)
-            with trio.fail_after(3 * SERVED_S[point.signal]):
+            with trio.fail_after(3 * SERVED_S[STOPPED]):
                 await watcher.wait_told(at)
             await self.gone(doomed)
             with trio.fail_after(3 * SERVED_S[STOPPED]):
