@@ -57,8 +57,9 @@ from holdoverd.push.service import Push
 from holdoverd.retention import Retention
 from holdoverd.search import fill
 from holdoverd.sessions.launcher import Paths
+from holdoverd.sessions.making import Limits
 from holdoverd.sessions.means import Instance
-from holdoverd.sessions.service import Limits, Sessions, host_name
+from holdoverd.sessions.service import Sessions, host_name
 from holdoverd.sessions.spool import SpoolWatch
 from holdoverd.settings import Settings, load_default
 from holdoverd.skills.service import Skills

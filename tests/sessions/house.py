@@ -21,9 +21,10 @@ import trio
 from holdoverd.callers import Caller
 from holdoverd.catalogue.store import Catalogue
 from holdoverd.sessions.launcher import Paths
+from holdoverd.sessions.making import Limits
 from holdoverd.sessions.means import Instance
 from holdoverd.sessions.owner import OwnedSession
-from holdoverd.sessions.service import Limits, Sessions
+from holdoverd.sessions.service import Sessions
 from holdoverd.sessions.spool import SpoolWatch
 from holdoverd.settings import AgentSettings, Preset
 

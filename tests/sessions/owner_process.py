@@ -29,8 +29,9 @@ from holdoverd.catalogue.store import Catalogue
 from holdoverd.errors import HoldoverError, RequestError
 from holdoverd.instance import boot_id
 from holdoverd.main import make_paths
+from holdoverd.sessions.making import Limits
 from holdoverd.sessions.means import Instance
-from holdoverd.sessions.service import Limits, Sessions
+from holdoverd.sessions.service import Sessions
 from holdoverd.sessions.spool import SpoolWatch
 
 ACCOUNT = "me"

@@ -7,6 +7,7 @@ import pytest
 
 from holdoverd.agents.stream_json import classify
 from holdoverd.errors import Conflict, Gone, NotFound, TooLarge, Unprocessable
+from holdoverd.sessions.bodies import context_of
 from holdoverd.sessions.model import (
     MAX_LINE_BYTES,
     MAX_NOTICED_FAULTS,
@@ -16,7 +17,6 @@ from holdoverd.sessions.model import (
     SessionModel,
     Status,
     Step,
-    context_of,
 )
 from tests.sessions.script import (
     NONCE,

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from holdoverd.errors import Capacity, CatalogueError, Conflict, NotFound, RequestError, Unavailable
-from holdoverd.sessions import launcher, owner, service
+from holdoverd.sessions import holding, launcher, owner, service
 from holdoverd.sessions.model import Step
 from holdoverd.sessions.viewer import ViewerClosed
 from tests.sessions import house as house_module
@@ -234,7 +234,7 @@ async def test_who_is_shut_out_while_opening_a_stream_does_not_get_it(
 async def test_a_session_lost_by_a_defect_is_adopted_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "ADOPT_S", 0.1)
+    monkeypatch.setattr(holding, "ADOPT_S", 0.1)
     async with a_house(tmp_path, STAYS) as house:
         session = (await house.new())["id"]
         first = await house.owned(session)
@@ -299,8 +299,8 @@ async def test_an_end_while_a_rival_holds_the_lock_leaves_the_lock_to_others(
 async def test_sessions_that_rest_are_forgotten_and_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "ADOPT_S", 0.05)
-    monkeypatch.setattr(service, "REST_S", 0.1)
+    monkeypatch.setattr(holding, "ADOPT_S", 0.05)
+    monkeypatch.setattr(holding, "REST_S", 0.1)
     async with a_house(tmp_path, STAYS) as house:
         session = (await house.new("hello"))["id"]
         await house.sessions.end(ADMIN, session, False)

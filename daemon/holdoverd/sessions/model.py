@@ -6,15 +6,12 @@ that step, so the owner either commits it or, for an act of a person that could 
 goes back to the save point that it took before.
 """
 
-import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields
 from signal import SIGKILL
 from typing import Any, Literal, TypeAlias
-
-import msgspec
 
 from holdoverd.agents import host_frames
 from holdoverd.agents.stream_json import Frame, OpenBlocks, OversizeLine
@@ -31,6 +28,7 @@ from holdoverd.catalogue.records import (
 )
 from holdoverd.errors import Conflict, Gone, NotFound, TooLarge, Unprocessable
 from holdoverd.ids import new_id
+from holdoverd.sessions.bodies import context_of, dumps, input_of, json_object, suggestions
 from holdoverd.sessions.levels import Facts, TurnTracker, state_of
 
 MAIN = "main"
@@ -184,7 +182,7 @@ class SessionModel:
         # Latest last. Trimmed by halves: a dict that loses its first key with each new one slows
         # down, and an OrderedDict costs twice as much a line.
         self._recent: dict[str, None] = dict.fromkeys(recent_uuids)
-        live = _json_object(row.live)
+        live = json_object(row.live)
         # {name: line}, oldest heard first
         self.statuses: OrderedDict[str, str] = OrderedDict(live.get("statuses") or {})
         # {tool_use id: thread}, for uses outside `main` that have no result yet
@@ -286,7 +284,7 @@ class SessionModel:
         self, step: Step, code: str, text: str, at: int, data: dict[str, Any] | None = None
     ) -> MessageRow:
         """A line of Holdover's own in the log (contract.md: `notice.body`)."""
-        body = _dumps({"code": code, "text": text, "data": data or {}})
+        body = dumps({"code": code, "text": text, "data": data or {}})
         return self._store(step, "notice", body, at)
 
     def _open_thread(self, step: Step, thread: str, *, parent: str, title: str | None) -> ThreadRow:
@@ -338,7 +336,7 @@ class SessionModel:
         }
         if self._live_changed or small != self._saved_small:
             self._live_changed, self._saved_small = False, small
-            self.row.live = _dumps(
+            self.row.live = dumps(
                 {**small, "statuses": self.statuses, "tool_threads": self._tool_threads}
             )
             step.change.session["live"] = self.row.live
@@ -511,7 +509,7 @@ class SessionModel:
             if value and getattr(self.row, column) != value:
                 setattr(self.row, column, value)
                 step.change.session[column] = value
-        if self.row.cwd is None and isinstance(cwd := _json_object(frame.raw).get("cwd"), str):
+        if self.row.cwd is None and isinstance(cwd := json_object(frame.raw).get("cwd"), str):
             self.row.cwd = cwd
             step.change.session["cwd"] = cwd
         session = frame.session_id
@@ -633,7 +631,7 @@ class SessionModel:
             self._store(
                 step,
                 "answer",
-                _dumps({"outcome": "withdrawn", "answered_by": None}),
+                dumps({"outcome": "withdrawn", "answered_by": None}),
                 at,
                 thread=permission.thread,
                 request_id=permission.request_id,
@@ -645,7 +643,7 @@ class SessionModel:
             self._dropped(step, prompt_id, at)
         if frame.request_id is not None and frame.request_id.startswith(_WITHDRAWAL):
             prompt_id = frame.request_id[len(_WITHDRAWAL) :][:36]
-            told = _json_object(frame.response.response) if frame.response else {}
+            told = json_object(frame.response.response) if frame.response else {}
             if told.get("cancelled") is True:
                 self._dropped(step, prompt_id, at)
             else:
@@ -818,7 +816,7 @@ class SessionModel:
         """No agent could be started. Prompts that wait stay queued: the next resume sends them."""
         if self.launch is not None:
             self._end_launch(step, self.launch)
-        self.row.error = _dumps({"code": code, "message": message})
+        self.row.error = dumps({"code": code, "message": message})
         step.change.session["error"] = self.row.error
         self.notice(step, "launch_failed", message, at, {"code": code})
 
@@ -834,7 +832,7 @@ class SessionModel:
         assert launch is not None, "only a launch that has begun can end"
         self._withdraw(step, list(self.permissions.values()), at)
         ended = self.row.ended_at is not None
-        told = _json_object(outcome)
+        told = json_object(outcome)
         status, signal, oom = told.get("status"), told.get("signal"), bool(told.get("oom"))
         data = {"status": status, "signal": signal, "oom": oom, "turn_cut": self._turn.open}
         if rebooted:
@@ -968,20 +966,20 @@ class SessionModel:
         permission = self.permissions.get(request_id)
         if permission is None:
             raise NotFound(f"Session {self.row.id} has no open permission {request_id}.")
-        if remember is not None and remember not in _suggestions(permission.request):
+        if remember is not None and remember not in suggestions(permission.request):
             raise Unprocessable(
                 f"`remember` is none of the suggestions of {request_id}; send one of them as it is."
             )
         if behavior == "allow":
-            tool_use_id = _json_object(permission.request).get("tool_use_id")
+            tool_use_id = json_object(permission.request).get("tool_use_id")
             line = host_frames.allow(
                 permission.agent_request_id,
                 # The input is always echoed: older agents require it (stream-json.md §7).
-                updated_input=_dumps(updated_input)
+                updated_input=dumps(updated_input)
                 if updated_input is not None
-                else _input_of(permission.request),
+                else input_of(permission.request),
                 tool_use_id=tool_use_id if isinstance(tool_use_id, str) else None,
-                updated_permissions=[_dumps(remember)] if remember is not None else (),
+                updated_permissions=[dumps(remember)] if remember is not None else (),
             )
         else:
             line = host_frames.deny(permission.agent_request_id, message or "The user declined.")
@@ -998,7 +996,7 @@ class SessionModel:
         del self.permissions[request_id]
         step.change.permissions.append(permission)
         self._store(
-            step, "answer", _dumps(body), at, thread=permission.thread, request_id=request_id
+            step, "answer", dumps(body), at, thread=permission.thread, request_id=request_id
         )
         self._command(step, line)
         return permission
@@ -1037,65 +1035,3 @@ class SessionModel:
 
 
 _KINDS: dict[str, Kind] = {"assistant": "assistant", "user": "user", "system": "system"}
-
-
-def _dumps(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # an unpaired surrogate, legal in JSON only as an escape
-        return json.dumps(value, separators=(",", ":"))
-    return text
-
-
-class _Request(msgspec.Struct):
-    input: msgspec.Raw = msgspec.Raw(b"{}")
-
-
-def _input_of(request: str) -> str:
-    """The agent's own text of a request's input: what it said goes back to it unchanged."""
-    try:
-        return bytes(msgspec.json.decode(request, type=_Request).input).decode()
-    except msgspec.DecodeError:  # a lone surrogate, which msgspec refuses and agents send
-        return _dumps(_json_object(request).get("input") or {})
-
-
-_TOKENS = (
-    "input_tokens",
-    "cache_read_input_tokens",
-    "cache_creation_input_tokens",
-    "output_tokens",
-)
-
-
-def context_of(reply: str | None, result: str) -> str | None:
-    """How full the agent's context is: ``{"used", "limit"}`` in tokens, as JSON text.
-
-    `reply`: the turn's last reply, whose tokens are all that the next one begins with (a result's
-    own are those of the whole turn); `result` knows each model's window. None where they do not say.
-    """
-    message = _json_object(reply).get("message")
-    message = message if isinstance(message, dict) else {}
-    usage, models = message.get("usage"), _json_object(result).get("modelUsage")
-    if not isinstance(usage, dict) or not isinstance(models, dict):
-        return None
-    told = models.get(str(message.get("model")))
-    windows = [
-        m.get("contextWindow") for m in ([told] if told else models.values()) if isinstance(m, dict)
-    ]
-    limits = [window for window in windows if type(window) is int and window > 0]
-    used = sum(n for name in _TOKENS if type(n := usage.get(name)) is int and n > 0)
-    # Of several windows only a name tells which one is meant.
-    return _dumps({"used": used, "limit": limits[0]}) if used and len(set(limits)) == 1 else None
-
-
-def _suggestions(request: str) -> list[object]:
-    found = _json_object(request).get("permission_suggestions")
-    return found if isinstance(found, list) else []
-
-
-def _json_object(text: str | None) -> dict[str, Any]:
-    if not text:
-        return {}
-    value = json.loads(text)
-    return value if isinstance(value, dict) else {}
