@@ -41,8 +41,8 @@ bench: $(VENV)/dev.stamp ## Measure; the tables are kept in tests/bench
 	$(BIN)/python -m tests.bench $(ARGS)
 	$(BIN)/python -m tests.bench.replacing
 
-soak: $(VENV)/dev.stamp ## The long runs: many sessions, many kills, many power cuts
-	@packaging/prepare test
+soak: $(VENV)/dev.stamp client ## The long runs: many sessions, many kills, many power cuts
+	@packaging/prepare soak
 	$(BIN)/python -m pytest -m soak $(ARGS)
 
 install: ## Install onto this systemd host, or into an image (as root)

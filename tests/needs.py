@@ -25,6 +25,9 @@ sys.path.append(str(Path(__file__).parents[1] / "packaging"))
 
 import webclient
 
+MINI_BROWSER = "*/webkit2gtk-4.1/MiniBrowser"
+"""WebKitGTK's own small browser, which its WebDriver drives, below /usr/lib."""
+
 
 def _lacks(*programs: str) -> str | None:
     """The reason to skip when a program is missing; None when all are there."""
@@ -66,15 +69,27 @@ def _lacks_postgresql() -> str | None:
     return None
 
 
+def _no_client() -> str | None:
+    if Client().index is None:
+        return "needs the web client, which is not built: python packaging/webclient.py build"
+    return None
+
+
 def _no_browser() -> str | None:
     """The reason to skip what drives a browser."""
     if (lacking := _lacks("chromium")) is not None:
         return lacking
     if find_spec("playwright") is None:
         return "needs playwright, which is not in this environment"
-    if Client().index is None:
-        return "needs the web client, which is not built: python packaging/webclient.py build"
-    return None
+    return _no_client()
+
+
+def _no_webkit() -> str | None:
+    if (lacking := _lacks("WebKitWebDriver", "Xvfb")) is not None:
+        return lacking
+    if next(Path("/usr/lib").glob(MINI_BROWSER), None) is None:
+        return f"needs WebKitGTK's own small browser, {MINI_BROWSER} in /usr/lib"
+    return _no_client()
 
 
 def _no_node() -> str | None:
@@ -96,6 +111,8 @@ NO_NGINX = _lacks("nginx", "openssl")
 NO_SOCKET_ACTIVATE = _lacks("systemd-socket-activate")
 NO_POSTGRESQL = _lacks_postgresql()
 NO_BROWSER = _no_browser()
+NO_FIREFOX = _lacks("firefox-esr") or _no_client()
+NO_WEBKIT = _no_webkit()
 NO_WEED = (
     None
     if find_program() is not None
@@ -116,4 +133,6 @@ needs_socket_activate = pytest.mark.skipif(
 needs_nginx = pytest.mark.skipif(NO_NGINX is not None, reason=NO_NGINX or "")
 needs_weed = pytest.mark.skipif(NO_WEED is not None, reason=NO_WEED or "")
 needs_browser = pytest.mark.skipif(NO_BROWSER is not None, reason=NO_BROWSER or "")
+needs_firefox = pytest.mark.skipif(NO_FIREFOX is not None, reason=NO_FIREFOX or "")
+needs_webkit = pytest.mark.skipif(NO_WEBKIT is not None, reason=NO_WEBKIT or "")
 needs_node = pytest.mark.skipif(NO_NODE is not None, reason=NO_NODE or "")

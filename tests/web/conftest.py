@@ -6,16 +6,27 @@ throws, or the policy has to stop, fails the test that caused it.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.live.up import Up, running
+from tests.needs import needs_browser, needs_firefox, needs_webkit
+from tests.web.browsers import (
+    Tab,
+    chromium,
+    chromium_tab,
+    firefox,
+    firefox_tab,
+    log_in,
+    webkit,
+    webkit_tab,
+)
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -41,16 +52,45 @@ def up() -> Iterator[Up]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # As root, in a container, Chromium has no sandbox of its own.
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=arguments
-        )
+    with chromium() as browser:
         yield browser
-        browser.close()
+
+
+# For `@pytest.mark.parametrize("engine", …)`: what the list has to do in every one. The other two
+# take minutes on a small machine.
+CHROMIUM = pytest.param("chromium", marks=needs_browser)
+FIREFOX = pytest.param("firefox", marks=[needs_firefox, pytest.mark.soak])
+WEBKIT = pytest.param("webkit", marks=[needs_webkit, pytest.mark.soak])
+ENGINES = [CHROMIUM, FIREFOX, WEBKIT]
+
+
+@pytest.fixture(scope="session")
+def engines() -> Iterator[Callable[[str], Any]]:
+    """The browser of that name, started when a test first asks for it."""
+    started: dict[str, Any] = {}
+    with ExitStack() as stack:
+
+        def engine(name: str) -> Any:
+            if name not in started:
+                start = firefox if name == "firefox" else webkit
+                started[name] = stack.enter_context(start())
+            return started[name]
+
+        yield engine
+
+
+@pytest.fixture
+def tab(engine: str, up: Up, request: pytest.FixtureRequest) -> Iterator[Tab]:
+    """A tab of the engine that the test is parametrised with, logged in."""
+    with ExitStack() as stack:
+        if engine == "chromium":
+            one = stack.enter_context(chromium_tab(request.getfixturevalue("browser")))
+        else:
+            browser = request.getfixturevalue("engines")(engine)
+            opened = firefox_tab(browser) if engine == "firefox" else webkit_tab(browser)
+            one = stack.enter_context(opened)
+        log_in(one, up)
+        yield one
 
 
 @pytest.fixture
