@@ -233,6 +233,40 @@ def test_neither_reaches_the_others_processes_homes_and_spools(
     assert not bob.kinds(second, "notice")
 
 
+@pytest.fixture
+def served(machine: Machine) -> Iterator[str]:
+    """The URL of a repository that the machine itself serves."""
+    made = (
+        "mkdir -p /srv/git/r && cd /srv/git/r && git init -q && echo one >a.txt && git add . && "
+        "git -c user.name=t -c user.email=t@t commit -qm 1"
+    )
+    machine.run(["sh", "-c", made])
+    unit = ["--unit=test-git", "--setenv=HOME=/root"]
+    serve = ["git", "daemon", "--export-all", "--base-path=/srv/git", "--listen=127.0.0.1"]
+    machine.run(["systemd-run", *unit, *serve, "--port=9418", "/srv/git"])
+    wait_until(
+        lambda: machine.run(["git", "ls-remote", "git://127.0.0.1/r"], check=False).returncode == 0,
+        "the repository is served",
+    )
+    yield "git://127.0.0.1/r"
+    machine.systemctl("stop", "test-git.service")
+    machine.run(["rm", "-r", "/srv/git"])
+
+
+def test_a_repository_is_cloned_as_its_account(people: tuple[Person, Person], served: str) -> None:
+    alice, _ = people
+    spec = {"agent": "shell", "repo": {"url": served}}
+    status, made = alice.request("POST", "/v1/sessions", spec)
+    assert status == 201, made
+    assert made["cwd"] == f"/home/alice/workspaces/{made['id']}"
+    assert alice.run(made["id"], "cat a.txt; stat -c %U a.txt; git status -sb | head -1") == (
+        "one\nalice\n## master...origin/master\nstatus 0"
+    )
+    for url in ("file:///srv/git/r", "/srv/git/r", "git://127.0.0.1/none"):
+        refused, answer = alice.request("POST", "/v1/sessions", {**spec, "repo": {"url": url}})
+        assert (refused, answer["error"]["reason"]) == (422, "repo_refused"), url
+
+
 def test_a_login_reaches_its_accounts_agents_and_nobody_else(
     machine: Machine, people: tuple[Person, Person]
 ) -> None:
