@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from uuid import uuid4
 
 import pytest
 
 from tests.host.machine import Machine
+from tests.live.up import Api, wait_until
 
 pytestmark = pytest.mark.host
 
 STORAGE, DOOR = "holdover-storage.service", "holdover-s3.service"
+ACCOUNT = "holdover-agent"
 
 # Tries, as whoever runs it, every port that listens and every socket and file of Holdover's and
 # storage's; prints what it could open.
@@ -134,3 +138,41 @@ def test_the_doctor_finds_nothing_wanting_and_is_for_root_alone(host: Machine) -
     asked = host.run(["holdover", "storage", "doctor"], user="nobody", check=False)
     assert asked.returncode == 1
     assert "run this as root" in asked.stderr
+
+
+@pytest.fixture
+def sessions(host: Machine) -> Iterator[list[str]]:
+    """Two sessions of the demo agent, each in a unit of its own; ended afterwards."""
+    names = []
+    for _ in range(2):
+        names.append(host.run(["holdover", "session", "new", "--agent", "demo"]).stdout.strip())
+        host.run(["holdover", "session", "send", names[-1], "hello", "--wait"])
+    yield names
+    for name in names:
+        host.run(["holdover", "session", "end", name])
+
+
+def test_files_go_between_storage_and_workspaces_by_the_agents_units(
+    host: Machine, sessions: list[str]
+) -> None:
+    """Out of one session's workspace, by a prompt into another's: as the account, in its walls."""
+    api = Api(host.path("/run/holdover/admin.sock"))
+    first, second = (api.session(name)["cwd"] for name in sessions)
+    host.run(["sh", "-c", f"head -c 20000000 /dev/urandom >{first}/made.bin"], user=ACCOUNT)
+    told = api.call("POST", f"/v1/sessions/{sessions[0]}/files", {"path": "made.bin"})["file"]
+    path = f"/v1/files/{told['id']}"
+    wait_until(lambda: api.call("GET", path)["state"] != "uploading", "it has come out", 120)
+    assert api.call("GET", path)["state"] == "ready"
+    # Nothing beyond the workspace comes out, not even what the account may read.
+    for beyond in ("../../.bashrc", "/etc/passwd"):
+        status, _ = api.request("POST", f"/v1/sessions/{sessions[0]}/files", {"path": beyond})
+        assert status == 422, beyond
+
+    prompt = {"id": str(uuid4()), "text": "look at it", "attachments": [told["id"]]}
+    api.call("POST", f"/v1/sessions/{sessions[1]}/prompts", prompt)
+    attached = f"{second}/attachments/{told['id']}/made.bin"
+    sums = host.run(["sha256sum", f"{first}/made.bin", attached]).stdout.split()
+    assert sums[0] == sums[2]
+    assert host.run(["stat", "-c", "%U", attached]).stdout.strip() == ACCOUNT
+    said = next(m for m in api.log(sessions[1]) if m["client_id"] == prompt["id"])
+    assert f"attachments/{told['id']}/made.bin" in str(said["body"])
