@@ -1,0 +1,138 @@
+"""Many deploys under sessions and short connections on a booted host: nothing may grow.
+
+HOLDOVER_SOAK_DEPLOYS (200), HOLDOVER_SOAK_SESSIONS (100) and HOLDOVER_SOAK_CONNECTIONS (10,000) make it
+another run; the figures go to flat.md beside this file. After each deploy, when the new instance serves
+alone, its descriptors, threads and memory are looked at, and what the host keeps of Holdover: units
+that systemd has loaded, unit files, entries of the runtime and state folders, errors in the journal.
+Compared are the second quarter of the run and its last; the first is for settling.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+from tests import needs
+from tests.host.machine import SOURCE, Machine
+from tests.live.up import wait_until
+
+pytestmark = [
+    pytest.mark.soak,
+    pytest.mark.skipif(bool(needs.NO_NSPAWN), reason=needs.NO_NSPAWN or ""),
+]
+
+DEPLOYS = int(os.environ.get("HOLDOVER_SOAK_DEPLOYS", "200"))
+SESSIONS = int(os.environ.get("HOLDOVER_SOAK_SESSIONS", "100"))
+CONNECTIONS = int(os.environ.get("HOLDOVER_SOAK_CONNECTIONS", "10000"))
+FLAT = 0.05
+ALONE_S = 180.0
+RESULTS = Path(__file__).with_name("flat.md")
+
+LOOK = r"""
+pid=$(systemctl show --value --property MainPID holdoverd@GENERATION.service)
+echo descriptors $(ls /proc/$pid/fd | wc -l)
+echo threads $(ls /proc/$pid/task | wc -l)
+echo memory_kb $(sed -n 's/^VmRSS:\s*\([0-9]*\).*/\1/p' /proc/$pid/status)
+echo units $(systemctl list-units --all --plain --no-legend 'holdover*' | wc -l)
+echo unit_files $(ls /etc/systemd/system | grep -c holdover)
+echo runtime_entries $(find /run/holdover | wc -l)
+echo state_entries $(find /var/lib/holdover | wc -l)
+echo journal_errors $(journalctl --quiet --no-pager --output=cat -p err -u 'holdover*' | wc -l)
+echo system_descriptors $(cut -f1 /proc/sys/fs/file-nr)
+"""
+# Of the whole machine, which is not ours alone: told, and not judged.
+TOLD = ("system_descriptors",)
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    subprocess.run([SOURCE / "packaging/wheelhouse"], check=True, timeout=900)
+    with Machine.boot() as machine:
+        machine.put_source()
+        machine.install()
+        yield machine
+
+
+def holdover(machine: Machine, *arguments: str) -> str:
+    return machine.run(["holdover", *arguments], timeout_s=180).stdout
+
+
+def knock(machine: Machine) -> None:
+    with closing(http.client.HTTPConnection("127.0.0.1", 8780, timeout=60)) as connection:
+        connection.sock = machine.connect_tcp(8780)
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().status == 200
+
+
+def serves_alone(machine: Machine, generation: int) -> bool:
+    listed = json.loads(holdover(machine, "status", "--json"))["instances"]
+    return [(one["generation"], one["state"]) for one in listed] == [(generation, "serving")]
+
+
+def look(machine: Machine, generation: int) -> dict[str, int]:
+    said = machine.run(["sh", "-c", LOOK.replace("GENERATION", str(generation))]).stdout
+    return {name: int(value) for name, value in (line.split() for line in said.splitlines())}
+
+
+def is_flat(before: float, after: float) -> bool:
+    """Within 5 %, or within one of what is counted in ones."""
+    return abs(after - before) <= max(FLAT * before, 1.0)
+
+
+def test_nothing_grows(machine: Machine) -> None:
+    settings = '[deploy]\nbake_s = 0\n[drain]\nmode = "migrate"\n'
+    machine.write("/etc/holdover/holdover.d/soak.toml", settings)
+    machine.systemctl("restart", "holdoverd@1.service")
+    say = f"lines {DEPLOYS * 600} rate 1 size 100"
+    sessions = [
+        holdover(machine, "session", "new", "--agent", "demo", say).split()[0]
+        for _ in range(SESSIONS)
+    ]
+    agents = machine.run(["pgrep", "-f", "holdoverd.demo"]).stdout.split()
+    samples: list[dict[str, int]] = []
+    began = time.monotonic()
+    for generation in range(2, DEPLOYS + 2):
+        for _ in range(CONNECTIONS // DEPLOYS):
+            knock(machine)
+        holdover(machine, "deploy")
+        wait_until(
+            lambda: serves_alone(machine, generation),  # noqa: B023
+            f"generation {generation} serves alone",
+            ALONE_S,
+        )
+        samples.append(look(machine, generation))
+    took = time.monotonic() - began
+    states = {
+        json.loads(line)["state"]
+        for line in holdover(machine, "session", "ls", "--json", "--limit", "10000").splitlines()
+    }
+    assert machine.run(["pgrep", "-f", "holdoverd.demo"]).stdout.split() == agents
+    quarter = max(len(samples) // 4, 1)
+    second, last = samples[quarter : 2 * quarter], samples[-quarter:]
+    rows = [
+        (name, mean(s[name] for s in second), mean(s[name] for s in last)) for name in samples[0]
+    ]
+    table = "".join(
+        f"| {name.replace('_', ' ')} | {before:.1f} | {after:.1f} | {after - before:+.1f} |\n"
+        for name, before, after in rows
+    )
+    RESULTS.write_text(
+        "# What grows\n\nWritten by `make soak` (tests/soak/test_flat.py).\n\n"
+        f"{DEPLOYS} deploys with {SESSIONS} sessions, whose agents all worked on, and "
+        f"{CONNECTIONS:,} short connections in {took:.0f} s, on {os.cpu_count()} cores. Means of the "
+        "second quarter and of the last, of the instance that serves and of the host.\n\n"
+        f"| what | second quarter | last quarter | change |\n|---|---:|---:|---:|\n{table}"
+    )
+    assert states == {"working"}
+    assert len(sessions) == SESSIONS
+    grown = [row for row in rows if row[0] not in TOLD and not is_flat(*row[1:])]
+    assert grown == []
