@@ -36,10 +36,12 @@ check: $(VENV)/dev.stamp ## Style, types, units and links
 	packaging/check-units
 	$(BIN)/python tests/check_links.py
 
-bench: $(VENV)/dev.stamp ## Measure; the tables are kept in tests/bench
+bench: $(VENV)/dev.stamp client ## Measure; the tables are kept in tests/bench
 	@packaging/prepare bench
 	$(BIN)/python -m tests.bench $(ARGS)
 	$(BIN)/python -m tests.bench.replacing
+	$(BIN)/python -m tests.bench.lists
+	$(BIN)/python -m tests.bench.web_client
 
 soak: $(VENV)/dev.stamp client ## The long runs: many sessions, many kills, many power cuts
 	@packaging/prepare soak

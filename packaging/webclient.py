@@ -84,7 +84,7 @@ def find_node() -> list[list[str]]:
     )
 
 
-def _run(command: list[str], cwd: Path, node: str, what: str, *, loud: bool = False) -> None:
+def run(command: list[str], cwd: Path, node: str, what: str, *, loud: bool = False) -> None:
     path = f"{Path(node).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     done = subprocess.run(
         command,
@@ -101,7 +101,7 @@ def _run(command: list[str], cwd: Path, node: str, what: str, *, loud: bool = Fa
         raise ClientError(f"{what} failed: `{' '.join(command)}`{tail}")
 
 
-def _install_packages(client: Path) -> str:
+def install_packages(client: Path) -> str:
     """``node_modules`` as the lock file has it; the command ``node``."""
     (node, *_), npm = find_node()
     lock = hashlib.sha256((client / "package-lock.json").read_bytes()).hexdigest()
@@ -109,7 +109,7 @@ def _install_packages(client: Path) -> str:
     if not stamp.is_file() or stamp.read_text() != lock:
         # Scripts of packages are never run: nothing of what is used here has any.
         quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
-        _run([*npm, "ci", *quiet], client, node, "fetching the web client's packages")
+        run([*npm, "ci", *quiet], client, node, "fetching the web client's packages")
         stamp.write_text(lock)
     return node
 
@@ -124,11 +124,11 @@ def build(source: Path) -> bool:
         return False
     built_from = digest(client)
     print("Building the web client ...", file=sys.stderr, flush=True)
-    node = _install_packages(client)
+    node = install_packages(client)
     with tempfile.TemporaryDirectory(prefix=".client-", dir=static.parent) as scratch:
         made = Path(scratch) / "static"
         vite = [node, "node_modules/vite/bin/vite.js", "build", f"--outDir={made}"]
-        _run([*vite, "--logLevel=warn"], client, node, "building the web client")
+        run([*vite, "--logLevel=warn"], client, node, "building the web client")
         (made / BUILT_FROM).write_text(built_from + "\n")
         if static.exists():
             static.rename(Path(scratch) / "before")
@@ -139,11 +139,11 @@ def build(source: Path) -> bool:
 def test(source: Path) -> None:
     """Check the types and run the tests of the rules. Raises ClientError."""
     client = source / CLIENT
-    node = _install_packages(client)
+    node = install_packages(client)
     modules = client / "node_modules"
-    _run([node, str(modules / "typescript/bin/tsc"), "--noEmit"], client, node, "checking types")
+    run([node, str(modules / "typescript/bin/tsc"), "--noEmit"], client, node, "checking types")
     vitest = [node, str(modules / "vitest/vitest.mjs"), "run"]
-    _run(vitest, client, node, "testing the web client's rules", loud=True)
+    run(vitest, client, node, "testing the web client's rules", loud=True)
 
 
 def main(arguments: list[str]) -> int:

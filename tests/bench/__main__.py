@@ -56,8 +56,8 @@ def main(names: list[str]) -> int:
         print(f"{name} …", file=sys.stderr, flush=True)
         rows += module.measure()
         texts.append((module.__doc__ or "").strip())
-    table = "\n".join(_table(rows))
-    print(table)
+    lines = "\n".join(table(rows))
+    print(lines)
     if not names:
         machine = _machine(load)
         what = "\n\n".join(
@@ -66,14 +66,14 @@ def main(names: list[str]) -> int:
         (HERE / "results.md").write_text(
             "# Measurements\n\nWritten by `make bench`; every single run is in results.json. "
             "Medians, and the ratio of each pair of runs as lowest / median / highest.\n\n"
-            f"{table}\n\nMeasured on {machine['summary']}.\n\n## What is compared\n\n{what}\n"
+            f"{lines}\n\nMeasured on {machine['summary']}.\n\n## What is compared\n\n{what}\n"
         )
         shown = {"machine": machine, "rows": [row.as_json() for row in rows]}
         (HERE / "results.json").write_text(json.dumps(shown, indent=1, ensure_ascii=False) + "\n")
     return 0 if all(row.good for row in rows) else 1
 
 
-def _table(rows: list[Row]) -> list[str]:
+def table(rows: list[Row]) -> list[str]:
     lines = [
         "| what | Holdover | beside | its figure | ratio | bound | kept |",
         "|---|---:|---|---:|---:|---:|---|",

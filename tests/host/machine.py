@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -398,6 +398,27 @@ class Machine:
         with open(f"/proc/{self.leader}/ns/net") as namespace:
             return _in_network(namespace.fileno(), lambda: socket.create_connection((host, port)))
 
+    @contextlib.contextmanager
+    def forwarded(self, port: int) -> Iterator[int]:
+        """A port out here that leads to `port` of the machine, for programs that only know ports."""
+        opened: list[socket.socket] = []
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    outer, _ = listener.accept()
+                    inner = self.connect_tcp(port)
+                    opened.extend((outer, inner))
+                    for ends in ((outer, inner), (inner, outer)):
+                        threading.Thread(target=_carry, args=ends, daemon=True).start()
+
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            threading.Thread(target=serve, daemon=True).start()
+            yield int(listener.getsockname()[1])
+            listener.shutdown(socket.SHUT_RDWR)
+        for one in opened:
+            one.close()
+
     def put_source(self, inside: str = SOURCE_INSIDE) -> None:
         """Lay the tree as it stands now (no ignored files) inside, as a fresh clone would."""
         listing = subprocess.run(
@@ -443,6 +464,15 @@ def _pids(path: Path) -> list[int]:
 
 def _children(pid: int) -> list[int]:
     return _pids(Path(f"/proc/{pid}/task/{pid}/children"))
+
+
+def _carry(source: socket.socket, target: socket.socket) -> None:
+    """All bytes of the one into the other, until either is gone."""
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
 
 
 def _in_network(namespace: int, connect: Any) -> socket.socket:

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
@@ -22,6 +22,12 @@ from tests.claude.install import FOLDER, InstallError, install
 from tests.host.machine import CGROUPS, SOURCE_INSIDE, Machine
 from tests.live.up import Api, wait_until
 from tests.live.watcher import Watcher, shown
+from tests.needs import needs_browser
+from tests.web.browsers import chromium
+from tests.web.conftest import picture
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 pytestmark = [pytest.mark.host, pytest.mark.claude, pytest.mark.slow]
 
@@ -355,3 +361,81 @@ async def test_walls_and_limits_hold_for_what_the_agent_runs(
         assert await bash("echo still here") == "still here\n"
         assert agent_process(session) == agent
         nursery.cancel_scope.cancel()
+
+
+def log_in(browser: Browser, api: Api, address: str) -> Page:
+    page = browser.new_context().new_page()
+    page.set_default_timeout(WAIT_S * 1000)
+    code = api.call("POST", "/v1/login-codes", {})["code"]
+    page.goto(f"{address}/#login={code}")
+    page.get_by_role("heading", name="Sessions").wait_for()
+    return page
+
+
+def type_in(page: Page, text: str) -> None:
+    box = page.get_by_label("Prompt", exact=True)
+    box.fill(text)
+    box.press("Enter")
+
+
+def words_of(page: Page) -> int:
+    """How many words of what is being said stand on the page."""
+    return len(page.locator(".row.text").last.inner_text().split())
+
+
+def rows_of(page: Page) -> list[str]:
+    found: list[str] = page.locator("[data-page] > [data-row]").evaluate_all(
+        "rows => rows.map((row) => row.innerText)"
+    )
+    return found
+
+
+@needs_browser
+def test_a_session_in_a_browser_from_login_to_its_end_and_a_second_sees_the_same(
+    host: Machine, api: Api
+) -> None:
+    with host.forwarded(8780) as port, chromium() as browser:
+        address = f"http://127.0.0.1:{port}"
+        page = log_in(browser, api, address)
+        page.get_by_role("link", name="New session").click()
+        page.get_by_label("First prompt").fill("SAY # Hello\nBASH echo by the tool >made; cat made")
+        page.get_by_label("Agent").fill("claude")
+        page.get_by_role("button", name="Start").click()
+        page.locator(".asking").wait_for()
+        assert page.get_by_role("heading", name="Hello", exact=True).is_visible()
+        session = page.url.rpartition("/")[2]
+        made = host.path(api.session(session)["cwd"]) / "made"
+        assert not made.exists()
+
+        other = log_in(browser, api, address)
+        other.evaluate("(id) => { location.hash = `/session/${id}` }", session)
+        other.locator(".asking").get_by_role("button", name="Allow", exact=True).click(trial=True)
+        picture(page, "claude-asks")
+        other.locator(".asking").get_by_role("button", name="Allow", exact=True).click()
+        for one in (page, other):
+            one.get_by_text("done: by the tool").wait_for()
+            one.locator(".asking").wait_for(state="detached")
+        assert made.read_text() == "by the tool\n"
+
+        type_in(page, "SLOW 600")
+        wait_until(lambda: words_of(page) > 10, "words appear")
+        page.reload()
+        wait_until(lambda: words_of(page) > 30, "they go on after a reload in mid-turn")
+        wait_until(lambda: words_of(other) > 30, "the other sees them too")
+        page.get_by_role("button", name="Stop").click()
+        for one in (page, other):
+            one.get_by_text(re.compile("^Interrupted")).wait_for()
+        api.wait_state(session, "idle")
+        type_in(other, "SAY and after that")
+        page.get_by_text("and after that", exact=True).wait_for()
+        api.wait_state(session, "idle")
+
+        page.get_by_role("button", name="Details").click()
+        page.get_by_role("button", name="End", exact=True).click()
+        sure = page.get_by_role("group", name="Are you sure?")
+        sure.get_by_role("button", name="End").click()
+        for one in (page, other):
+            one.get_by_text("This session has ended.").wait_for()
+        page.get_by_role("button", name="Details").click()
+        assert rows_of(page) == rows_of(other)
+        picture(page, "claude-ended")
