@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from holdoverd.catalogue.dialect import dialect_for
 from holdoverd.catalogue.store import Catalogue
@@ -21,11 +23,16 @@ from tests.needs import NO_POSTGRESQL
 from tests.postgres import Postgres
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class _ByFolder(LoadScopeScheduling):
     """A folder's tests run in one worker: they share machines, servers and browsers."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid.partition("::")[0].rpartition("/")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    return _ByFolder(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -148,4 +148,4 @@ def test_the_web_client_is_served(host: Machine) -> None:
         "names = re.findall(r'/assets/[^\"]+', page); "
         "print(len(names), {u.urlopen(base + name).status for name in names})"
     )
-    assert host.run(["/usr/bin/python3", "-I", "-c", ask]).stdout == "3 {200}\n"
+    assert host.run(["/usr/bin/python3", "-I", "-c", ask]).stdout == "4 {200}\n"
