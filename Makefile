@@ -10,8 +10,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Arguments for the program behind a target: make run ARGS="--port 9000", make test ARGS="-k keeper"
 ARGS ?=
 export PYTHON
-# A worker a core, up to four; what shares a folder runs in one worker (tests/conftest.py).
-SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4
+# A worker a core, up to four; what shares a folder runs in one worker (tests/conftest.py). Sockets lie
+# in the tests' folders: a short name above those of the workers leaves room for their paths.
+SIDE_BY_SIDE := scratch=$$(mktemp -d -t h-XXXXXX) && $(BIN)/python -m pytest \
+	--numprocesses auto --maxprocesses 4 --basetemp $$scratch
+AND_TIDY := && rm -rf $$scratch
 
 .DEFAULT_GOAL := help
 .PHONY: help client run test quick check bench soak install uninstall deb lock clean
@@ -24,10 +27,10 @@ run: $(VENV)/run.stamp client ## Start Holdover in the foreground and say what t
 
 test: $(VENV)/dev.stamp client ## Run every test that this machine can run; name the others
 	@packaging/prepare test
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not soak" $(ARGS)
+	$(SIDE_BY_SIDE) -m "not soak" $(ARGS) $(AND_TIDY)
 
 quick: $(VENV)/dev.stamp ## The cheap tests: under a minute, no root
-	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "not slow and not host and not claude and not soak" $(ARGS)
+	$(SIDE_BY_SIDE) -q -m "not slow and not host and not claude and not soak" $(ARGS) $(AND_TIDY)
 
 check: $(VENV)/dev.stamp ## Style, types, units and links
 	$(BIN)/ruff check .
