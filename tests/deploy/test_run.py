@@ -107,9 +107,12 @@ def port() -> Iterator[int]:
         thread.join()
 
 
-@pytest.mark.parametrize("moment", ["before it began", "while it waits for READY"])
+@pytest.mark.parametrize(
+    "moment",
+    ["before it began", "while it waits for READY", "while systemctl runs, which ends too"],
+)
 def test_a_deploy_that_is_told_to_stop_takes_itself_back(
-    tmp_path: Path, port: int, moment: str
+    tmp_path: Path, port: int, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = Idle(tmp_path, port)
     said: list[str] = []
@@ -119,9 +122,14 @@ def test_a_deploy_that_is_told_to_stop_takes_itself_back(
         if sentence.startswith("starting generation 2"):
             deploy.stop()
 
+    def cut_off(generation: int) -> None:
+        raise InstallError("systemctl failed")
+
     deploy = Deploy(host, 2, ready_s=60, bake_s=60, say=say)
     if moment == "before it began":
         deploy.stop()
+    if moment.startswith("while systemctl"):
+        monkeypatch.setattr(host, "start", cut_off)
     outcome = deploy.run()
     assert (outcome.state, outcome.reason) == ("rolled back", TOLD_TO_STOP)
     assert Outcome.read(host.outcome_path()) == outcome

@@ -108,7 +108,9 @@ class Deploy:
                 try:
                     self._do(step)
                 except (ProbeError, HandoverError, InstallError, OSError) as error:
-                    self._fail(str(error))
+                    # A command that systemd ended together with this deploy failed for that reason.
+                    stopped = self._told_to_stop and not self._progress.failed
+                    self._fail(TOLD_TO_STOP if stopped else str(error))
 
     def stop(self) -> None:
         """Take it back, unless it is permanent already. May be called by a signal's handler."""
