@@ -95,7 +95,7 @@ class Service:
     arrived: threading.Condition = field(default_factory=threading.Condition)
 
     def endpoint(self, name: str) -> str:
-        return f"https://localhost:{self.port}/{name}"
+        return f"https://127.0.0.1:{self.port}/{name}"
 
     def wait(self, count: int, timeout_s: float = 30) -> list[tuple[str, dict[str, str], bytes]]:
         with self.arrived:
@@ -137,7 +137,7 @@ def push_service(folder: Path) -> Iterator[Service]:
 
 
 def _certificate(folder: Path) -> Path:
-    """Of ``localhost``, by itself; with its key in one file, and alone in ``ca.pem``."""
+    """Of this host, by itself; with its key in one file, and alone in ``ca.pem``."""
     key = ec.generate_private_key(CURVE)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)

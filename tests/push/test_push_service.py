@@ -71,7 +71,7 @@ KEY = ec.generate_private_key(ec.SECP256R1())
 async def test_a_browser_reads_what_its_owner_is_told_and_the_service_does_not(
     catalogue: Catalogue, caller: Caller, remote: Service
 ) -> None:
-    push = Push(catalogue, KEY, "https://holdover.example", hosts=["localhost"])
+    push = Push(catalogue, KEY, "https://holdover.example", hosts=["127.0.0.1"])
     mine, others = Browser(), Browser(auth=b"another browser!")
     await push.subscribe(caller, remote.endpoint("mine"), **mine.keys())
     # Of another host's key, as a second host of one catalogue would have it.
@@ -92,7 +92,7 @@ async def test_a_browser_reads_what_its_owner_is_told_and_the_service_does_not(
     headers = came[0][1]
     assert (headers["Content-Encoding"], headers["Urgency"]) == ("aes128gcm", "high")
     claims = claims_of(headers["Authorization"])
-    assert claims["aud"] == f"https://localhost:{remote.port}"
+    assert claims["aud"] == f"https://127.0.0.1:{remote.port}"
     assert claims["key"] == push.public_key
     assert all(b"Mend" not in body for _, _, body in came)
 
@@ -101,7 +101,7 @@ async def test_a_browser_reads_what_its_owner_is_told_and_the_service_does_not(
 async def test_what_a_service_has_forgotten_is_removed(
     catalogue: Catalogue, caller: Caller, remote: Service, status: int
 ) -> None:
-    push = Push(catalogue, KEY, "https://holdover.example", hosts=["localhost"])
+    push = Push(catalogue, KEY, "https://holdover.example", hosts=["127.0.0.1"])
     made = await push.subscribe(caller, remote.endpoint("x"), **Browser().keys())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(push.run)

@@ -49,7 +49,7 @@ def remote() -> Iterator[tuple[Service, Path]]:
 @pytest.fixture(scope="module")
 def up(remote: tuple[Service, Path]) -> Iterator[Up]:
     _, folder = remote
-    trusted = {"SSL_CERT_FILE": str(folder / "ca.pem"), "HOLDOVER_PUSH_HOSTS": "localhost"}
+    trusted = {"SSL_CERT_FILE": str(folder / "ca.pem"), "HOLDOVER_PUSH_HOSTS": "127.0.0.1"}
     with running(folder / "up", **trusted) as up:
         yield up
 
