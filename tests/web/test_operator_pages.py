@@ -39,7 +39,7 @@ def test_a_token_is_shown_once_and_worth_nothing_once_revoked(up: Up, new_page: 
     page.get_by_role("link", name="Tokens").click()
     form = page.get_by_role("form", name="Make a token")
     form.get_by_label("Name").fill("reader")
-    form.get_by_label("Owner (left empty").fill("bob")
+    form.get_by_label("Owner (left empty: default)").fill("bob")
     for scope in ("steer sessions", "change files"):
         form.get_by_label(scope).uncheck()
     form.get_by_role("button", name="Make a token").click()
