@@ -401,23 +401,24 @@ class Machine:
     @contextlib.contextmanager
     def forwarded(self, port: int) -> Iterator[int]:
         """A port out here that leads to `port` of the machine, for programs that only know ports."""
-        opened: list[socket.socket] = []
+        opened = contextlib.ExitStack()
 
         def serve() -> None:
             with contextlib.suppress(OSError):
                 while True:
-                    outer, _ = listener.accept()
-                    inner = self.connect_tcp(port)
-                    opened.extend((outer, inner))
+                    outer = opened.enter_context(listener.accept()[0])
+                    inner = opened.enter_context(self.connect_tcp(port))
                     for ends in ((outer, inner), (inner, outer)):
                         threading.Thread(target=_carry, args=ends, daemon=True).start()
 
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            threading.Thread(target=serve, daemon=True).start()
-            yield int(listener.getsockname()[1])
-            listener.shutdown(socket.SHUT_RDWR)
-        for one in opened:
-            one.close()
+        with opened, socket.create_server(("127.0.0.1", 0)) as listener:
+            accepting = threading.Thread(target=serve, daemon=True)
+            accepting.start()
+            try:
+                yield int(listener.getsockname()[1])
+            finally:
+                listener.shutdown(socket.SHUT_RDWR)
+                accepting.join()
 
     def put_source(self, inside: str = SOURCE_INSIDE) -> None:
         """Lay the tree as it stands now (no ignored files) inside, as a fresh clone would."""

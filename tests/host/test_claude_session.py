@@ -399,7 +399,7 @@ def test_a_session_in_a_browser_from_login_to_its_end_and_a_second_sees_the_same
         page = log_in(browser, api, address)
         page.get_by_role("link", name="New session").click()
         page.get_by_label("First prompt").fill("SAY # Hello\nBASH echo by the tool >made; cat made")
-        page.get_by_label("Agent").fill("claude")
+        page.get_by_label("Agent (left empty").fill("claude")
         page.get_by_role("button", name="Start").click()
         page.locator(".asking").wait_for()
         assert page.get_by_role("heading", name="Hello", exact=True).is_visible()

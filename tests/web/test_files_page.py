@@ -76,10 +76,10 @@ def test_files_are_uploaded_shared_revoked_downloaded_and_deleted(
     row.get_by_label("Downloads").fill("2")
     row.get_by_role("button", name="Make a link").click()
     url = row.get_by_label("Address of the link").input_value()
+    row.get_by_text("link, 0 of 2 downloads").wait_for()
     size, digest, whence = follow(url)
     assert (size, digest) == (len(large), hashlib.sha256(large).hexdigest())
     assert whence != f"127.0.0.1:{up.port}"
-    row.get_by_text("link, 0 of 2 downloads").wait_for()
     picture(page, "files-light")
     row.get_by_role("button", name="Revoke").click()
     page.get_by_text("The link was revoked.").wait_for()
