@@ -20,6 +20,7 @@ from tests.files.weed import KEYS
 
 PROGRAMS = ("ceph-mon", "ceph-osd", "radosgw", "ceph", "monmaptool", "radosgw-admin")
 START_S = 180.0
+OSD_TRIES = 5
 
 # The older wire protocol, v1: with v2 and no authentication the gateway is refused (-13).
 CONFIG = """
@@ -91,7 +92,10 @@ def running_ceph(folder: Path) -> Iterator[str]:
             run("ceph", "--connect-timeout", "60", "osd", "new", osd)
             run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd)
             run("ceph", "osd", "crush", "add", "osd.0", "1.0", "host=x", "root=default")
-            start("ceph-osd", "-i", "0", "-f")
+            # It gives up where it happens to ask before it has the monitor's map ("wrong fsid").
+            for _ in range(OSD_TRIES):
+                if _becomes_active(start("ceph-osd", "-i", "0", "-f"), folder / "osd.0.log"):
+                    break
             run(
                 *("radosgw-admin", "user", "create", "--uid=holdover", "--display-name=holdover"),
                 *(f"--access-key={KEYS.access_key}", f"--secret={KEYS.secret_key}"),
@@ -106,6 +110,16 @@ def running_ceph(folder: Path) -> Iterator[str]:
             for process in reversed(started):
                 process.kill()
                 process.wait()
+
+
+def _becomes_active(osd: "subprocess.Popen[bytes]", log: Path) -> bool:
+    """Whether the OSD is up; False: it has ended."""
+    until = time.monotonic() + START_S
+    while osd.poll() is None and time.monotonic() < until:
+        if log.exists() and "booting -> active" in log.read_text(errors="replace"):
+            return True
+        time.sleep(0.2)
+    return False
 
 
 def _wait_for(port: int, process: "subprocess.Popen[bytes]", output: Path) -> None:
