@@ -12,9 +12,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import subprocess
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from statistics import mean
@@ -22,7 +20,7 @@ from statistics import mean
 import pytest
 
 from tests import needs
-from tests.host.machine import SOURCE, Machine
+from tests.host.machine import Machine
 from tests.live.up import wait_until
 
 pytestmark = [
@@ -51,15 +49,6 @@ echo system_descriptors $(cut -f1 /proc/sys/fs/file-nr)
 """
 # Of the whole machine, which is not ours alone: told, and not judged.
 TOLD = ("system_descriptors",)
-
-
-@pytest.fixture
-def machine() -> Iterator[Machine]:
-    subprocess.run([SOURCE / "packaging/wheelhouse"], check=True, timeout=900)
-    with Machine.boot() as machine:
-        machine.put_source()
-        machine.install()
-        yield machine
 
 
 def holdover(machine: Machine, *arguments: str) -> str:

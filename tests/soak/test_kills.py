@@ -9,15 +9,12 @@ costs is in the figures.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.live.kills import Killed, kills_cost_nobody_anything
-from tests.live.up import Up, running
+from tests.live.up import Up
 
 pytestmark = pytest.mark.soak
 
@@ -26,17 +23,6 @@ KILLS = int(os.environ.get("HOLDOVER_SOAK_KILLS", "100"))
 RATE = int(os.environ.get("HOLDOVER_SOAK_RATE", "5"))
 VIEWERS = 2
 RESULTS = Path(__file__).with_name("results.md")
-
-
-@pytest.fixture
-def up() -> Iterator[Up]:
-    """In a folder with a short path, unlike pytest's own: sockets live in it."""
-    folder = Path(tempfile.mkdtemp(prefix="hs-"))
-    try:
-        with running(folder) as instance:
-            yield instance
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def percentile(values: list[float], share: float) -> float:

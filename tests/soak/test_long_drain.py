@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import needs
-from tests.host.machine import SOURCE, Machine
+from tests.host.machine import Machine
 from tests.live.up import wait_until
 
 pytestmark = [
@@ -32,15 +30,6 @@ GONE_S = 15.0
 
 RESULTS = Path(__file__).with_name("long-drain.md")
 DROP_IN = "[Service]\nTimeoutStopSec=90s\nWatchdogSec=30s\n"
-
-
-@pytest.fixture
-def machine() -> Iterator[Machine]:
-    subprocess.run([SOURCE / "packaging/wheelhouse"], check=True, timeout=900)
-    with Machine.boot() as machine:
-        machine.put_source()
-        machine.install()
-        yield machine
 
 
 def test_an_hour_of_draining(machine: Machine) -> None:

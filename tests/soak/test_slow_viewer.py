@@ -10,11 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import socket
-import tempfile
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ import pytest
 import trio
 
 from tests.live.kills import UNHURRIED_S, LineWatcher
-from tests.live.up import Up, running
+from tests.live.up import Up
 
 pytestmark = pytest.mark.soak
 
@@ -33,17 +30,6 @@ BYTES_PER_S = 1024
 MAX_PAUSE_MS = 50
 MAX_GROWTH_MIB = 32.0
 RESULTS = Path(__file__).with_name("slow-viewer.md")
-
-
-@pytest.fixture
-def up() -> Iterator[Up]:
-    """In a folder with a short path, unlike pytest's own: sockets live in it."""
-    folder = Path(tempfile.mkdtemp(prefix="hs-"))
-    try:
-        with running(folder) as instance:
-            yield instance
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 class SlowViewer:

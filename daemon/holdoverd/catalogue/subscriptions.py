@@ -1,6 +1,6 @@
 """Browsers that are told when an agent waits or has finished; see `holdoverd.push`."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from sqlalchemy import Connection, delete, insert, or_, select
 
@@ -34,18 +34,7 @@ def put(cx: Connection, row: Subscription, now: int) -> None:
         raise Capacity(
             f"{row.owner!r} has {MAX_OF_OWNER} browsers that are told already; end one there."
         )
-    cx.execute(
-        insert(table).values(
-            id=row.id,
-            owner=row.owner,
-            token=row.token,
-            endpoint=row.endpoint,
-            p256dh=row.p256dh,
-            auth=row.auth,
-            key=row.key,
-            created_at=now,
-        )
-    )
+    cx.execute(insert(table).values(**asdict(row), created_at=now))
 
 
 def remove(cx: Connection, subscription: str, owner: str | None) -> bool:

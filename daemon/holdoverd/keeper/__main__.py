@@ -102,30 +102,31 @@ def _take_connection() -> socket.socket:
 
 def _carry(connection: socket.socket, options: _Options, log: Callable[[str], None]) -> None:
     with connection:
-        try:
-            _check_sender(connection, options.daemon_uid)
-        except LaunchError as error:
-            log(str(error))
-            _answer(connection, launch.answer_refused(error), log, linger_s=LINGER_S)
-            return
-        # Imported here: HTTP and TLS would cost every keeper of an agent 5 MiB.
-        from holdoverd.keeper import carry
+        if _from_daemon(connection, options, log):
+            # Imported here: HTTP and TLS would cost every keeper of an agent 5 MiB.
+            from holdoverd.keeper import carry
 
-        carry.serve(connection, log)
+            carry.serve(connection, log)
 
 
 def _prepare(connection: socket.socket, options: _Options, log: Callable[[str], None]) -> None:
     with connection:
-        try:
-            _check_sender(connection, options.daemon_uid)
-        except LaunchError as error:
-            log(str(error))
-            _answer(connection, launch.answer_refused(error), log, linger_s=LINGER_S)
-            return
-        # Imported here: a keeper lives for weeks and needs none of it.
-        from holdoverd.keeper import prepare
+        if _from_daemon(connection, options, log):
+            # Imported here: a keeper lives for weeks and needs none of it.
+            from holdoverd.keeper import prepare
 
-        prepare.serve(connection, log)
+            prepare.serve(connection, log)
+
+
+def _from_daemon(connection: socket.socket, options: _Options, log: Callable[[str], None]) -> bool:
+    """Whether the daemon asks; anybody else is refused."""
+    try:
+        _check_sender(connection, options.daemon_uid)
+    except LaunchError as error:
+        log(str(error))
+        _answer(connection, launch.answer_refused(error), log, linger_s=LINGER_S)
+        return False
+    return True
 
 
 def _begins_with(connection: socket.socket, word: bytes) -> bool:

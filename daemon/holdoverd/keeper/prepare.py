@@ -23,7 +23,6 @@ from holdoverd.keeper import account, clone, history
 from holdoverd.keeper.launch import MAX_TRANSCRIPTS
 
 VERSION = 1
-WORD = b"PREPARE "
 MAX_REQUEST_BYTES = 64 * 1024
 MAX_HEADER_BYTES = 64
 WITHIN_S = 10.0
