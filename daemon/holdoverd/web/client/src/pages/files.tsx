@@ -2,6 +2,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { transfers, type Transfer } from "../files/transfers";
 import { useChanges, usePolled } from "../hooks";
 import { call, said } from "../http";
+import { More } from "../more";
 import { visible } from "../rules/text";
 import { strings } from "../strings";
 import type { Link, StoredFile, UploadLink } from "../wire";
@@ -57,11 +58,7 @@ export function FilesPage() {
           <File key={file.id} file={file} links={alive.filter((link) => link.file === file.id)} run={run} />
         ))}
       </ul>
-      {files.value !== null && files.value.next !== null && limit < 500 && (
-        <button type="button" onClick={() => setLimit(Math.min(500, limit + 100))}>
-          {strings.more}
-        </button>
-      )}
+      <More page={files.value} limit={limit} show={setLimit} />
       <UploadLinks />
     </main>
   );

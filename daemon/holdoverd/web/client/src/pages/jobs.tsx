@@ -1,6 +1,7 @@
 import { useState } from "preact/hooks";
 import { usePolled } from "../hooks";
 import { call, said } from "../http";
+import { More } from "../more";
 import { ACTIONS, fraction, isOpen, ranMs } from "../rules/jobs";
 import { terminal, visible } from "../rules/text";
 import { strings } from "../strings";
@@ -66,11 +67,7 @@ export function JobsPage() {
           <Row key={job.id} job={job} busy={busy === job.id} act={act} />
         ))}
       </ul>
-      {value !== null && value.next !== null && limit < 500 && (
-        <button type="button" onClick={() => setLimit(Math.min(500, limit + 100))}>
-          {strings.more}
-        </button>
-      )}
+      <More page={value} limit={limit} show={setLimit} />
     </main>
   );
 }

@@ -1,6 +1,7 @@
 import { useState } from "preact/hooks";
 import { usePolled } from "../hooks";
 import { call, said, Unreachable } from "../http";
+import { More } from "../more";
 import { visible } from "../rules/text";
 import { strings } from "../strings";
 import { STATES, titleOf, type Session } from "../wire";
@@ -60,11 +61,7 @@ export function SessionsPage() {
           </li>
         ))}
       </ul>
-      {value !== null && value.next !== null && limit < 500 && (
-        <button type="button" onClick={() => setLimit(Math.min(500, limit + 100))}>
-          {strings.more}
-        </button>
-      )}
+      <More page={value} limit={limit} show={setLimit} />
     </main>
   );
 }

@@ -1,6 +1,7 @@
 import { useState } from "preact/hooks";
 import { usePolled } from "../hooks";
 import { call, said } from "../http";
+import { More } from "../more";
 import { oneLine } from "../rules/text";
 import { strings } from "../strings";
 import type { Token } from "../wire";
@@ -59,11 +60,7 @@ export function TokensPage() {
           />
         ))}
       </ul>
-      {value !== null && value.next !== null && limit < 500 && (
-        <button type="button" onClick={() => setLimit(Math.min(500, limit + 100))}>
-          {strings.more}
-        </button>
-      )}
+      <More page={value} limit={limit} show={setLimit} />
     </main>
   );
 }
