@@ -344,3 +344,45 @@ def test_daemon_that_cannot_serve_just_now_counts_as_unreachable(
 def test_error_text_cannot_command_the_terminal(daemon: FakeDaemon, holdover: Holdover) -> None:
     daemon.fail_next = [(404, {"error": {"code": "not_found", "message": "\x1b[2Jgone"}})]
     assert holdover("status").err == "holdover: \\x1b[2Jgone\n"
+
+
+def quotas(own: int | None, of_all: int) -> tuple[int, dict[str, object]]:
+    row = {"owner": "alice", "files": 1, "bytes": 30 << 20, "quota_bytes": own}
+    return 200, {"quota_bytes": of_all, "owners": [row]}
+
+
+@pytest.mark.parametrize(
+    ("typed", "sent"),
+    [("20G", 20 << 30), ("500MiB", 500 << 20), ("7", 7), ("none", 0), ("default", None)],
+)
+def test_a_quota_is_set_in_the_units_that_people_use(
+    daemon: FakeDaemon, holdover: Holdover, typed: str, sent: int | None
+) -> None:
+    daemon.fail_next = [(204, {}), quotas(sent, 90 << 20)]
+    ran = holdover("storage", "quota", "alice", typed)
+    assert ran.code == 0, ran.err
+    (post,) = (one for one in daemon.requests if one[0] == "POST")
+    assert post[1:] == ("/v1/admin/storage/quota", {"owner": "alice", "quota_bytes": sent})
+    assert ran.out.startswith("alice holds 30.0 MiB and may hold ")
+
+
+def test_a_quota_is_told_with_where_it_comes_from(daemon: FakeDaemon, holdover: Holdover) -> None:
+    for own, of_all, told in (
+        (20 << 30, 0, "20.0 GiB."),
+        (None, 90 << 20, "90.0 MiB ([storage] quota_bytes)."),
+        (0, 90 << 20, "as much as there is room for."),
+    ):
+        daemon.fail_next = [quotas(own, of_all)]
+        ran = holdover("storage", "quota", "alice")
+        assert ran.out == f"alice holds 30.0 MiB and may hold {told}\n"
+    assert {method for method, _, _ in daemon.requests} == {"GET"}
+
+
+@pytest.mark.parametrize("wrong", ["0", "-1", "1.5G", "20X", "much"])
+def test_a_size_that_is_none_is_refused_before_anything_is_asked(
+    daemon: FakeDaemon, holdover: Holdover, wrong: str
+) -> None:
+    ran = holdover("storage", "quota", "alice", "--", wrong)
+    assert ran.code == 2
+    assert "20G" in ran.err
+    assert daemon.requests == []

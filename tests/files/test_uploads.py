@@ -296,6 +296,9 @@ async def test_quota_counts_what_is_there_and_what_is_coming(
             {"owner": "default", "bytes": 11, "files": 2, "quota_bytes": 11}
         ]
         assert status["reachable"] is True
+        (change,) = (await house.call("GET", "/v1/audit?action=quota.set"))["items"]
+        assert (change["owner"], change["actor"]) == ("default", "admin")
+        assert change["details"] == {"quota_bytes": 11}
         assert (await house.ask("POST", "/v1/files", {"name": "a", "size": 1})).status == 413
 
 

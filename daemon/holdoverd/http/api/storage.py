@@ -1,5 +1,7 @@
 """Operations on storage: what is in it, who may have how much, the sweeper, and the audit."""
 
+from sqlalchemy import Connection
+
 from holdoverd.catalogue import audit as audit_table
 from holdoverd.catalogue import files as table
 from holdoverd.files.sweeper import OLDER_THAN_S
@@ -9,6 +11,7 @@ from holdoverd.http.api.files import services
 from holdoverd.http.context import Context
 from holdoverd.http.shapes import Fields
 from holdoverd.http.wire import Request, Response, json_response, no_content
+from holdoverd.ids import now_ms
 
 
 async def status(context: Context, _request: Request) -> Response:
@@ -43,7 +46,21 @@ async def quota(context: Context, request: Request) -> Response:
     given = None
     if data.get("quota_bytes") is not None or "quota_bytes" not in data:
         given = fields.integer("quota_bytes", required=True)
-    await context.catalogue.write(lambda cx: table.set_quota(cx, owner, given))
+    actor = request.caller.token_id or "admin"
+
+    def change(cx: Connection) -> None:
+        table.set_quota(cx, owner, given)
+        audit_table.record(
+            cx,
+            at=now_ms(),
+            owner=owner,
+            actor=actor,
+            action="quota.set",
+            subject=owner,
+            details={"quota_bytes": given},
+        )
+
+    await context.catalogue.write(change)
     return no_content()
 
 
