@@ -153,6 +153,16 @@ class Client:
             if cursor is None or not page["items"]:
                 return
 
+    def text(self, path: str) -> str:
+        """An answer that is no JSON."""
+        try:
+            status, data = self._exchange("GET", path, None)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unreachable("GET", error) from error
+        if status >= 400:
+            self._answer(status, data)
+        return data.decode(errors="replace")
+
     def request(
         self,
         method: str,

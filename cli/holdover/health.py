@@ -286,6 +286,84 @@ def deploys(last: Mapping[str, Any] | None) -> Finding:
     return Finding("deploy", "ok", f"{what}, {last.get('state')}")
 
 
+def restarts(counts: Mapping[str, int]) -> list[Finding]:
+    """{unit: how often systemd has started it anew after it had failed}"""
+    return [
+        Finding(
+            "units",
+            "warning",
+            f"{unit} ended {'once' if count == 1 else f'{count} times'} without being asked to, and "
+            "was started anew",
+            f"`journalctl -u {unit} -p warning` says why; `systemctl reset-failed {unit}` forgets it.",
+        )
+        for unit, count in sorted(counts.items())
+        if count
+    ]
+
+
+def stopped(processes: Iterable[tuple[int, str, str]]) -> list[Finding]:
+    """(pid, name, unit) of those that neither run nor end: somebody sent them SIGSTOP."""
+    return [
+        Finding(
+            "processes",
+            "failed",
+            f"process {pid} ({name}) of {unit} is stopped",
+            f"`kill -CONT {pid}` lets it go on, unless somebody looks at it with a debugger.",
+        )
+        for pid, name, unit in processes
+    ]
+
+
+def numbers(metrics: Mapping[str, float]) -> list[Finding]:
+    """What the daemon counts: {name, with its labels as Prometheus has them: value}."""
+    found = []
+
+    def told(area: str, level: Level, what: str, remedy: str) -> None:
+        found.append(Finding(area, level, what, remedy))
+
+    if metrics.get("holdover_catalogue_up") == 0:
+        told(
+            "database",
+            "failed",
+            "the daemon cannot read the catalogue",
+            "For PostgreSQL: see that it runs and takes connections. `journalctl -u 'holdoverd@*' -n "
+            "50` has the database's own words. All goes on by itself then.",
+        )
+    if stuck := metrics.get("holdover_sessions_stuck"):
+        told(
+            "database",
+            "failed",
+            f"what the agents of {stuck:.0f} sessions say cannot be stored, and waits",
+            "`df /var/lib/holdover`, and who else has the catalogue open (`fuser`); `journalctl -u "
+            "'holdoverd@*' -n 50` has the database's own words. All goes on by itself then.",
+        )
+    if steps := metrics.get("holdover_clock_steps_total"):
+        by = metrics.get("holdover_clock_step_seconds", 0.0)
+        told(
+            "clock",
+            "warning",
+            f"it was set {'once' if steps == 1 else f'{steps:.0f} times'} since the daemon started, the "
+            f"last time by {by:+.0f} s",
+            "`timedatectl set-ntp true` keeps it right without steps; what expires by date may have "
+            "expired early or late.",
+        )
+    if ended := metrics.get('holdover_agent_exits_total{how="oom"}'):
+        told(
+            "agents",
+            "warning",
+            f"{ended:.0f} needed more memory than their unit allows, and were ended by the kernel",
+            "Raise MemoryMax= of holdover-agent-*@.service; a prompt starts them again.",
+        )
+    if taken := metrics.get("holdover_jobs_taken_total"):
+        told(
+            "jobs",
+            "warning",
+            f"{taken:.0f} were taken from workers that ended without a word",
+            "They are tried again; `journalctl -u 'holdover-worker@*' -p warning` says why.",
+        )
+    return found
+
+
 def worst(findings: Iterable[Finding]) -> Level:
     order: tuple[Level, ...] = ("ok", "skipped", "warning", "failed")
     return max((one.level for one in findings), key=order.index, default="ok")

@@ -25,6 +25,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -78,6 +79,9 @@ HAND_OVER_S = 25.0
 """From a stop request to letting go of what could not be handed over; TimeoutStopSec= is longer."""
 
 HEARTBEAT_S = 5.0
+
+CLOCK_STEP_S = 2.0
+"""What the clock is set by at once is worth a word from here on; NTP steps by a tenth, seldom."""
 
 SWITCH_S = 0.001
 """How long a thread waits for the interpreter while another computes. The catalogue's threads have
@@ -246,13 +250,14 @@ async def run(
                     | gather.from_process(host_name(), generation, __version__, state_dir)
                 )
 
-            context.metrics = gather.Metrics(
-                [
-                    looked_at,
-                    partial(gather.from_catalogue, catalogue),
-                    partial(gather.from_jobs, catalogue, jobs, settings.jobs.max_workers),
-                ]
-            )
+            sources: list[gather.Source] = [
+                looked_at,
+                partial(gather.from_catalogue, catalogue),
+                partial(gather.from_jobs, catalogue, jobs, settings.jobs.max_workers),
+            ]
+            if files.files.has_store:
+                sources.append(partial(gather.from_storage, files.files.store))
+            context.metrics = gather.Metrics(sources)
             await nursery.start(
                 doors.serve,
                 {door: [as_listener(sock) for sock in listeners[door]] for door in DOORS},
@@ -308,6 +313,7 @@ async def heartbeat(sessions: Sessions, doors: Server, duty: Duty, counts: Count
     """Tell systemd that we live, and `systemctl status` what we do."""
     interval = systemd.watchdog_interval_s()
     told = ""
+    offset = clock_offset()
     while True:
         live, viewers = sessions.counts()
         status = (
@@ -324,6 +330,17 @@ async def heartbeat(sessions: Sessions, doors: Server, duty: Duty, counts: Count
         due = trio.current_time() + pause
         await trio.sleep_until(due)
         counts.loop_late_s = trio.current_time() - due
+        before, offset = offset, clock_offset()
+        step = offset - before
+        if abs(step) >= CLOCK_STEP_S:
+            counts.clock_steps += 1
+            counts.clock_step_s = step
+            log.warning("the clock was set by %+.0f s", step)
+
+
+def clock_offset() -> float:
+    """The time of day minus the time since the boot, sleep included: it changes when the clock is set."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 async def record(

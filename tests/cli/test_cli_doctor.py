@@ -1,10 +1,12 @@
 """What `holdover doctor` makes of facts, each with a remedy where something is wrong."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from holdover import health
+from holdover.commands import doctor
 from holdover.health import Finding
 
 GIB = 1 << 30
@@ -77,6 +79,17 @@ def test_a_sound_machine_has_nothing_to_say() -> None:
             "warning",
             "drain --migrate",
         ),
+        (health.restarts({"holdoverd@1.service": 1, "x": 0})[0], "warning", "reset-failed"),
+        (health.stopped([(7, "python", "holdoverd@1.service")])[0], "failed", "-CONT 7"),
+        (health.numbers({"holdover_catalogue_up": 0.0})[0], "failed", "PostgreSQL"),
+        (health.numbers({"holdover_sessions_stuck": 2.0})[0], "failed", "fuser"),
+        (health.numbers({"holdover_clock_steps_total": 1.0})[0], "warning", "set-ntp"),
+        (
+            health.numbers({'holdover_agent_exits_total{how="oom"}': 3.0})[0],
+            "warning",
+            "MemoryMax=",
+        ),
+        (health.numbers({"holdover_jobs_taken_total": 1.0})[0], "warning", "tried again"),
     ],
     ids=lambda value: value.what[:40] if isinstance(value, Finding) else "",
 )
@@ -108,3 +121,35 @@ def test_what_cannot_be_found_out_is_no_failure() -> None:
 
 def test_a_deploy_that_was_taken_back_is_not_told_twice() -> None:
     assert levels(*health.failed_units(["holdover-deploy@9.service"])) == ["ok"]
+
+
+def test_a_daemon_without_trouble_has_no_numbers_to_tell() -> None:
+    text = (
+        "# HELP holdover_catalogue_up 1 when it could be read.\n"
+        "# TYPE holdover_catalogue_up gauge\n"
+        "holdover_catalogue_up 1.0\n"
+        "holdover_sessions_stuck 0.0\n"
+        'holdover_agent_exits_total{how="status 0"} 4.0\n'
+    )
+    found = doctor.numbers_of(text)
+    assert found['holdover_agent_exits_total{how="status 0"}'] == 4.0
+    assert health.numbers(found) == []
+    assert health.numbers({}) == []
+    assert {one.area for one in health.numbers(found | {"holdover_catalogue_up": 0.0})} == {
+        "database"
+    }
+
+
+def test_a_stopped_process_of_holdover_is_found_and_others_are_left_alone(tmp_path: Path) -> None:
+    unit = "0::/holdover-agents.slice/holdover-agent-alice@1-2.service\n"
+    for pid, name, state, cgroup in (
+        (7, "odd) T (name", "T", unit),
+        (8, "python", "S", unit),
+        (9, "vim", "T", "0::/user.slice\n"),
+    ):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} ({name}) {state} 1 1 1\n")
+        (tmp_path / str(pid) / "cgroup").write_text(cgroup)
+    (tmp_path / "10").mkdir()  # ended between two looks
+    found = list(doctor.stopped_in(tmp_path))
+    assert found == [(7, "odd) T (name", "holdover-agent-alice@1-2.service")]

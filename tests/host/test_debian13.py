@@ -1,7 +1,4 @@
-"""Debian 13: a package of its own, built on it; installed on it; and a host that is upgraded from 12.
-
-In `make soak`: a second root, a second build and an upgrade of a whole distribution take minutes.
-"""
+"""Debian 13: a package of its own, built on it; a host's life with it; and an upgrade from 12."""
 
 from __future__ import annotations
 
@@ -14,12 +11,12 @@ import pytest
 
 from tests import needs
 from tests.host import clean_root as roots
+from tests.host import test_package as on_12
 from tests.host.machine import SOURCE, SOURCE_INSIDE, Machine
-from tests.host.test_deploy import healthz
 from tests.host.test_package import DEBS, FIRST, alone, apt, built, holdover
 from tests.live.up import wait_until
 
-pytestmark = [pytest.mark.host, pytest.mark.soak]
+pytestmark = [pytest.mark.host, pytest.mark.slow]
 
 CLIENT = "daemon/holdoverd/web/static"
 WITHOUT_VENV = tuple(name for name in roots.HOST if name not in ("git", "make", "python3-venv"))
@@ -64,27 +61,35 @@ def answered(machine: Machine, session: str, more_than: int = 2) -> None:
 
 
 @pytest.fixture(scope="module")
-def thirteen(package13: Path) -> Iterator[Machine]:
-    root = roots.debian(WITHOUT_VENV, "trixie")
-    with Machine.boot(root, unified=True) as machine:
+def packages(package13: Path) -> dict[str, Path]:
+    return on_12.with_next(package13)
+
+
+@pytest.fixture(scope="module")
+def thirteen(packages: dict[str, Path]) -> Iterator[Machine]:
+    """As Debian 12's in test_package: without what makes environments."""
+    with Machine.boot(roots.debian(WITHOUT_VENV, "trixie"), unified=True) as machine:
+        for package in packages.values():
+            put(machine, package)
+        machine.write("/etc/holdover/holdover.d/test.toml", "[deploy]\nbake_s = 2\n")
         yield machine
 
 
-def test_an_install_on_13_serves_and_a_purge_leaves_nothing(
-    thirteen: Machine, package13: Path
+async def test_a_host_lives_on_13_as_it_does_on_12(
+    thirteen: Machine, packages: dict[str, Path]
 ) -> None:
-    said = apt(thirteen, "install", put(thirteen, package13))
-    assert f"Holdover {FIRST} serves on" in said
-    session = holdover(thirteen, "session", "new", "--agent", "demo", "hello").split()[0]
-    answered(thirteen, session)
-    assert healthz(thirteen)["release"] == FIRST
-    failed = thirteen.systemctl("list-units", "--failed", "--plain", "--no-legend", "holdover*")
-    assert failed.stdout == ""
-    apt(thirteen, "purge", "holdover")
-    find = ["find", "/etc", "/opt", "/var/lib", "/usr/lib", "/usr/bin", "-name", "*holdover*"]
-    assert thirteen.run(find).stdout == ""
+    """What test_package shows of Debian 12, in its order, step by step."""
+    on_12.test_an_install_gives_a_serving_host_and_a_session_within_half_a_minute(
+        thirteen, packages
+    )
+    await on_12.test_an_upgrade_under_streams_refuses_loses_and_closes_nothing(thirteen, packages)
+    on_12.test_a_broken_version_is_configured_and_taken_back(thirteen, packages)
+    on_12.test_a_downgrade_is_a_deploy_too(thirteen, packages)
+    on_12.test_a_removal_keeps_the_data_and_an_install_finds_it(thirteen, packages)
+    on_12.test_a_purge_leaves_nothing(thirteen, packages)
 
 
+@pytest.mark.soak  # minutes: a whole distribution
 def test_a_host_is_upgraded_from_12_to_13_and_its_sessions_go_on(
     package12: Path, package13: Path
 ) -> None:
@@ -105,6 +110,7 @@ def test_a_host_is_upgraded_from_12_to_13_and_its_sessions_go_on(
         upgrade = ["apt-get", "-y", *keep, "full-upgrade", put(machine, package13)]
         machine.run(upgrade, env=env, timeout_s=UPGRADE_S)
         assert machine.read("/etc/debian_version").startswith("13")
+        holdover(machine, "drain", "--migrate")
         alone(machine, 2)
         holdover(machine, "session", "send", session, "still there?")
         answered(machine, session, before)

@@ -7,10 +7,15 @@ import subprocess
 import tempfile
 from contextlib import ExitStack, closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import trio
+import trio.testing
 from prometheus_client.parser import text_string_to_metric_families
 
+from holdoverd import main
 from holdoverd.metrics import gather
 from holdoverd.metrics.counts import Counts, Histogram
 from holdoverd.metrics.exposition import CONTENT_TYPE_LATEST, render
@@ -139,6 +144,46 @@ def test_alert_rules_are_prometheus_own() -> None:
     subprocess.run(["promtool", "check", "rules", RULES], check=True)
 
 
+async def test_a_clock_that_is_set_is_counted_and_one_that_drifts_is_not(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A beat each five seconds: an hour forwards, then back, then on by half a second each."""
+    offsets = iter([0.0, 0.5, 3600.5, 3600.5, 0.5, *(0.5 * n for n in range(1, 100))])
+    monkeypatch.setattr(main, "clock_offset", lambda: next(offsets))
+    counts = Counts()
+    sessions = SimpleNamespace(counts=lambda: (0, 0))
+    parts: list[Any] = [
+        sessions, SimpleNamespace(connections=0), SimpleNamespace(role=SimpleNamespace(state="x")),
+    ]  # fmt: skip
+    seen = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(main.heartbeat, *parts, counts)
+        await trio.sleep(main.HEARTBEAT_S / 2)
+        for _ in range(20):
+            seen.append((counts.clock_steps, counts.clock_step_s))
+            await trio.sleep(main.HEARTBEAT_S)
+        nursery.cancel_scope.cancel()
+    assert seen[:5] == [(0, 0.0), (0, 0.0), (1, 3600.0), (1, 3600.0), (2, -3600.0)]
+    assert seen[-1] == (2, -3600.0)
+
+
+async def test_storage_that_says_nothing_is_away_before_the_scrape_is_over(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    for answers, value in (
+        (trio.sleep_forever, 0),
+        (lambda: _soon(True), 1),
+        (lambda: _soon(False), 0),
+    ):
+        store: Any = SimpleNamespace(answers=answers)
+        assert await gather.from_storage(store) == {"storage_up": {(): value}}
+
+
+async def _soon(answer: bool) -> bool:
+    await trio.sleep(1)
+    return answer
+
+
 # --- a real daemon ----------------------------------------------------------------------------
 
 
@@ -162,6 +207,9 @@ def test_a_daemon_tells_what_it_did() -> None:
         assert found["holdover_spool_lag_bytes", ()] == 0
         assert found["holdover_jobs_oldest_wait_seconds", ()] == 0
         assert found["holdover_workers", ()] == 0
+        assert found["holdover_catalogue_up", ()] == 1
+        assert found["holdover_clock_steps_total", ()] == 0
+        assert found["holdover_agents_silent_seconds", ()] == 0
         assert found["holdover_workers_limit", ()] == 4
         assert found["holdover_instances", (("state", "serving"),)] == 1
         assert found["holdover_catalogue_commit_seconds_count", ()] > 3

@@ -5,11 +5,12 @@ import email.utils
 import http.client
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +28,8 @@ from holdover.host import on_up, up_runtime
 from holdover.render import sanitise
 
 LOOK_S = 5.0
+ANSWER_S = 10.0
+"""A daemon that takes longer to say that it is well is not."""
 SYSCTLS = (
     "user.max_user_namespaces",
     "kernel.unprivileged_userns_clone",
@@ -78,7 +81,7 @@ def _look(ctx: click.Context, *, quick: bool) -> Iterator[Finding]:
     client: Client | None = None
     answer, why_not = None, ""
     try:
-        client = client_of(ctx)
+        client = replace(client_of(ctx), timeout_s=ANSWER_S)
         answer = client.get("/healthz")
     except CommandError as error:
         why_not = error.message
@@ -88,10 +91,14 @@ def _look(ctx: click.Context, *, quick: bool) -> Iterator[Finding]:
         with contextlib.suppress(CommandError):
             listed = list(client.items("/v1/admin/instances", limit=500))
         yield from health.instances(listed, time.time_ns() // 1_000_000)
+        with contextlib.suppress(CommandError):
+            yield from health.numbers(numbers_of(client.text("/metrics")))
 
     if host:
         yield from health.sockets(_sockets())
         yield from health.failed_units(_failed())
+        yield from health.restarts(_restarts())
+        yield from health.stopped(stopped_in(Path("/proc")))
         yield health.deploys(last_deploy(LAST_DEPLOY))
         if settings is not None:
             yield health.descriptors(
@@ -220,6 +227,39 @@ def _sockets() -> dict[str, str]:
 def _failed() -> list[str]:
     listed = _systemctl("list-units", "--failed", "--plain", "--no-legend", "holdover*")
     return [line.split()[0] for line in listed.splitlines() if line.strip()]
+
+
+def _restarts() -> dict[str, int]:
+    """{unit: how often it was started anew}, of those that are to run for long."""
+    told = _systemctl("show", "--property=Id,NRestarts", "holdover*.service", "holdoverd@*.service")
+    counts = {}
+    for block in told.split("\n\n"):
+        fields = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        if fields.get("NRestarts", "").isdecimal():
+            counts[fields.get("Id", "")] = int(fields["NRestarts"])
+    return counts
+
+
+def stopped_in(proc: Path) -> Iterator[tuple[int, str, str]]:
+    """(pid, name, unit) of each of Holdover's processes that is stopped."""
+    for folder in proc.glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):  # it ended meanwhile
+            name, _, rest = (folder / "stat").read_text().partition("(")[2].rpartition(")")
+            if rest.split()[0] not in ("T", "t"):
+                continue
+            units = re.findall(r"/(holdover[^/\n]*\.service)", (folder / "cgroup").read_text())
+            if units:
+                yield int(folder.name), name, units[0]
+
+
+def numbers_of(text: str) -> dict[str, float]:
+    """Samples by name, with their labels as they stand there."""
+    found = {}
+    for line in text.splitlines():
+        name, _, value = line.rpartition(" ")
+        if name and not line.startswith("#"):
+            found[name] = float(value)
+    return found
 
 
 def _open_files(answer: dict[str, Any] | None) -> int | None:

@@ -259,6 +259,10 @@ class Leases:
         self._seen = seen
         return over
 
+    def longest_silence_s(self, now: float) -> float:
+        """Since the beat of the running job that was heard of longest ago; 0 where none runs."""
+        return max((now - since for _, since in self._seen.values()), default=0.0)
+
 
 def wanted_workers(*, ready: int, running: int, living: int, limit: int) -> int:
     """How many workers to ask for: one for every job that could run, within the limit."""

@@ -233,6 +233,15 @@ class Jobs:
         """Workers that live on this host."""
         return len(self._upkeep.living)
 
+    @property
+    def taken(self) -> int:
+        """Jobs that this instance has taken from workers that were gone."""
+        return self._upkeep.taken
+
+    def longest_silence_s(self) -> float:
+        """How long the worker of a running job has said nothing that has been silent longest."""
+        return self._upkeep.longest_silence_s()
+
     # --- having them run ---
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

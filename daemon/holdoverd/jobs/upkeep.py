@@ -36,6 +36,8 @@ class Upkeep:
         self._leases = Leases(lease_s)
         self._judged = float("-inf")
         self.living: set[str] = set()
+        self.taken = 0
+        """Jobs taken from workers that were gone, by this observer."""
 
     async def look(self) -> int:
         """One look; the number of jobs that were taken from their workers.
@@ -62,6 +64,9 @@ class Upkeep:
             roll.forget(self._workers, worker)
         return len(over)
 
+    def longest_silence_s(self) -> float:
+        return self._leases.longest_silence_s(trio.current_time())
+
     async def _take(self, job: Running, how: str) -> None:
         def take(cx: Connection) -> None:
             jobs_table.change_held(
@@ -73,4 +78,5 @@ class Upkeep:
 
         with contextlib.suppress(Fenced):
             await self._catalogue.write_beside(take)
+            self.taken += 1
             log.warning("job %s, attempt %d: %s", job.id, job.attempt, how)

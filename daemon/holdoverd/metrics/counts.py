@@ -60,6 +60,9 @@ class Counts:
     defects: int = 0
     loop_late_s: float = 0.0
     """How late the last heartbeat came: what a task waits for its turn just now."""
+    clock_steps: int = 0
+    clock_step_s: float = 0.0
+    """How often the clock was set, and by how much the last time; what NTP does bit by bit is none."""
     launches: Counter[str] = field(default_factory=Counter)
     agent_exits: Counter[str] = field(default_factory=Counter)
     sessions_handed: Counter[str] = field(default_factory=Counter)

@@ -25,9 +25,13 @@ if TYPE_CHECKING:
     from holdoverd.http.server import Server
     from holdoverd.jobs.service import Jobs
     from holdoverd.sessions.service import Sessions
+    from holdoverd.storage.client import Store
 
 Source = Callable[[], Awaitable[Samples]]
 """Asked at each scrape, on the event loop; must not block it, and raises nothing."""
+
+STORAGE_ANSWERS_S = 3.0
+"""Prometheus gives a scrape ten seconds."""
 
 _SERVED_SINCE = time.time()
 
@@ -65,6 +69,8 @@ def from_counts(counts: Counts) -> Samples:
         "adoptions": {(): counts.adopted},
         "session_defects": {(): counts.defects},
         "loop_late_seconds": {(): counts.loop_late_s},
+        "clock_steps": {(): counts.clock_steps},
+        "clock_step_seconds": {(): counts.clock_step_s},
         "launches": by_label(counts.launches),
         "agent_exits": by_label(counts.agent_exits),
         "sessions_handed": by_label(counts.sessions_handed),
@@ -91,14 +97,29 @@ async def from_catalogue(catalogue: Catalogue) -> Samples:
     try:
         states = await catalogue.read(sessions_table.count_by_state)
     except CatalogueError:
+        samples["catalogue_up"] = {(): 0}
         return samples
+    samples["catalogue_up"] = {(): 1}
     samples["sessions"] = by_label(Counter(states))
     return samples
 
 
+async def from_storage(store: "Store") -> Samples:
+    """One small question; who does not answer it soon is away."""
+    up = False
+    with trio.move_on_after(STORAGE_ANSWERS_S):
+        up = await store.answers()
+    return {"storage_up": {(): int(up)}}
+
+
 async def from_jobs(catalogue: Catalogue, jobs: "Jobs", limit: int) -> Samples:
     """The queue. Of what has ended only the failed are counted: of the others there may be millions."""
-    samples: Samples = {"workers": {(): jobs.workers}, "workers_limit": {(): limit}}
+    samples: Samples = {
+        "workers": {(): jobs.workers},
+        "workers_limit": {(): limit},
+        "jobs_taken": {(): jobs.taken},
+        "jobs_silent_seconds": {(): jobs.longest_silence_s()},
+    }
     now = now_ms()
     try:
         depths, oldest = await catalogue.read(lambda cx: jobs_table.depths(cx, now))
@@ -151,4 +172,5 @@ def from_service(
         "spool_lag_bytes": {(): sum(lags)},
         "spool_lag_max_bytes": {(): max(lags, default=0)},
         "sessions_stuck": {(): sessions.stuck()},
+        "agents_silent_seconds": {(): sessions.longest_silence_s()},
     }

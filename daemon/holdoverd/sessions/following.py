@@ -53,6 +53,7 @@ class Following:
         self._talk_scope: trio.CancelScope | None = None
         # TERM or KILL for an agent that takes no numbered command any more
         self._signal: str | None = None
+        self._heard = trio.current_time()
         owner.hub.replaying(launch.replay_from < launch.offset)
 
     async def run(self) -> None:
@@ -83,6 +84,10 @@ class Following:
         except OSError:
             return 0
         return max(0, size - self.launch.offset)
+
+    def silent_s(self) -> float:
+        """How long the agent has said nothing, or nothing that could be stored."""
+        return trio.current_time() - self._heard
 
     def cancel(self) -> None:
         """The session is another owner's now."""
@@ -199,6 +204,7 @@ class Following:
                 reader.committed = launch.offset
                 reader.spool.give_back(launch.replay_from)
             self._owner.publish(step)
+            self._heard = trio.current_time()
         if step.launch_ended:
             self._over()
         return True

@@ -361,6 +361,17 @@ class Holding:
             if owned.following is not None and not owned.following.gone.is_set()
         ]
 
+    def longest_silence_s(self) -> float:
+        """How long the agent has said nothing that has been silent longest in a turn."""
+        return max(
+            (
+                owned.following.silent_s()
+                for owned in self._owned.values()
+                if owned.following is not None and owned.model.row.state == "working"
+            ),
+            default=0.0,
+        )
+
     def stuck(self) -> int:
         """Sessions whose agent's words cannot be stored just now."""
         return sum(owned.stuck for owned in self._owned.values())
