@@ -706,3 +706,36 @@ def test_whether_an_agent_echoes_is_known_to_its_next_owner() -> None:
     after = Talk(heir)
     after.says(assistant("a2"), result("r1"))
     assert heir.queued_ids() == [uid("p2")]
+
+
+def test_a_reload_that_is_owed_is_known_to_the_next_owner_and_told_once() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.prompt("p1")
+    talk.says(echo("p1"))
+    before = len(talk.sent)
+    step = Step()
+    talk.model.reload_skills(step, '{"reload":1}')
+    assert talk.model.seal(step, 5).must_commit
+    assert step.change.outbox == []
+    again = Talk(SessionModel(talk.model.row, launch=talk.model.launch))
+    assert again.model.reload_due
+    again.says(assistant("a"), result("r"))
+    step = Step()
+    again.model.reload_skills(step, '{"reload":1}')
+    again._sealed(step)
+    assert again.sent == [(before + 1, '{"reload":1}')]
+    assert not again.model.reload_due
+    third = SessionModel(again.model.row, launch=again.model.launch)
+    assert not third.reload_due
+
+
+def test_an_agent_that_is_started_anew_is_owed_no_reload() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.prompt("p1")
+    talk.says(echo("p1"))
+    talk.model.reload_skills(Step(), "{}")
+    talk.dies({"status": 0})
+    talk.begin("l_2")
+    assert not talk.model.reload_due

@@ -412,3 +412,40 @@ async def test_lines_that_are_read_while_others_are_stored_are_shown_once_stored
                         came.append(message["body"]["message"]["content"][0]["text"].split()[0])
         assert came == [f"#{n}" for n in range(6000)]
         assert owned.instance.counts.commits > commits
+
+
+WORKS_UNTIL_TOLD = """
+import json, os, sys, time
+for line in sys.stdin:
+    frame = json.loads(line)
+    if frame["type"] == "user":
+        print(json.dumps({**frame, "isReplay": True}), flush=True)
+        while not os.path.exists("go"):
+            time.sleep(0.01)
+        print(json.dumps({"type": "result", "subtype": "success"}), flush=True)
+    elif frame["request"]["subtype"] == "reload_skills":
+        with open("reloads", "a") as file:
+            file.write("once\\n")
+"""
+
+
+async def test_a_reload_that_is_owed_to_a_turn_outlives_its_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holding, "ADOPT_S", 0.1)
+    async with a_house(tmp_path, WORKS_UNTIL_TOLD) as house:
+        session = (await house.new("work"))["id"]
+        await wait_until(
+            lambda: house.sessions._owned[session].model.row.state == "working", "it works"
+        )
+        first = await house.owned(session)
+        for _ in range(2):
+            await first.reload_skills()
+        first.lose()
+        (tmp_path / "go").touch()
+        await wait_until((tmp_path / "reloads").exists, "the agent is told")
+        assert await house.owned(session) is not first
+        await wait_until(
+            lambda: not house.sessions._owned[session].model.reload_due, "nothing is owed"
+        )
+        assert (tmp_path / "reloads").read_text() == "once\n"

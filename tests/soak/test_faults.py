@@ -1,37 +1,43 @@
 """Faults one at a time under load on a booted host: nothing is lost, and all recovers by itself.
 
-HOLDOVER_SOAK_SCALE (1) shortens the faults' times. The figures go to faults.md beside this file: what
-the doctor and the metrics said meanwhile, and how long it took until every viewer heard of new lines
-again. Not here: a clock that is set (containers share the kernel's), and PostgreSQL (the tests of
-the catalogue restart it).
+HOLDOVER_SOAK_SCALE (1) shortens the faults' times, HOLDOVER_SOAK_FAULT (all) takes those with that word in
+their names. The figures go to faults.md beside this file: what
+the doctor and the metrics said meanwhile or right afterwards that they had not said before, and how
+long it took until every viewer heard of new lines again. The clock, which containers share with the
+kernel, is that of a `holdover up` with libfaketime; PostgreSQL is restarted beneath another.
 """
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
+import shutil
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from tests import needs
 from tests.host.machine import SOURCE, Machine
-from tests.live.up import Api, wait_until
+from tests.live import up as live
+from tests.live.up import Api, Up, running, wait_until
 from tests.live.watcher import Watcher
+from tests.postgres import Postgres
 
-pytestmark = [
-    pytest.mark.soak,
-    pytest.mark.skipif(bool(needs.NO_NSPAWN), reason=needs.NO_NSPAWN or ""),
-]
+pytestmark = pytest.mark.soak
 
 SCALE = float(os.environ.get("HOLDOVER_SOAK_SCALE", "1"))
+ONLY = os.environ.get("HOLDOVER_SOAK_FAULT", "")
 SESSIONS = 8
 RATE = 10
 RECOVERED_S = 180.0
@@ -48,6 +54,37 @@ cx.execute("ROLLBACK")
 """
 
 
+Fault = Callable[[], contextlib.AbstractContextManager[None]]
+Samples = dict[str, float]
+NOTHING_WRONG = ("daemon-reload x 100", "daemon-reexec x 100")
+
+# Whether a metric tells of a fault, by what it was before and what it is now.
+TELLS: Mapping[str, Callable[[float, float], bool]] = {
+    "holdover_sessions_stuck": lambda _, now: now > 0,
+    "holdover_catalogue_up": lambda _, now: now == 0,
+    "holdover_catalogue_failed_writes_total": lambda before, now: now > before,
+    "holdover_state_free_bytes": lambda _, now: now < 1 << 20,
+    "holdover_storage_up": lambda _, now: now == 0,
+    "holdover_agents_silent_seconds": lambda before, now: now > before + 2,
+    "holdover_jobs_silent_seconds": lambda before, now: now > before + 5,
+    "holdover_jobs_taken_total": lambda before, now: now > before,
+    "holdover_clock_steps_total": lambda before, now: now > before,
+    "holdover_process_start_time_seconds": lambda before, now: now > before + 1,
+    'holdover_agent_exits_total{how="oom"}': lambda before, now: now > before,
+}
+
+GLUTTON = "import sys; sys.stdin.readline(); x = b'x' * (600 << 20)"
+SLOW = "import time; time.sleep(25); print('done')"
+CONFIG = f"""
+[agents.glutton]
+command = ["/usr/bin/python3", "-I", "-c", {json.dumps(GLUTTON)}]
+[processors.slow]
+command = ["/usr/bin/python3", "-I", "-c", {json.dumps(SLOW)}]
+max_attempts = 5
+"""
+AGENTS_MEMORY = "/etc/systemd/system/holdover-agent-holdover-agent@.service.d/soak.conf"
+
+
 @dataclass
 class Row:
     fault: str
@@ -56,8 +93,35 @@ class Row:
     recovered_s: float = 0.0
 
 
+@dataclass
+class Host:
+    """Whoever is asked: the admin door, and the doctor, whose output is one JSON object a line."""
+
+    api: Api
+    doctor: Callable[[], str]
+
+    def wrong(self) -> dict[str, str]:
+        """{what: area} of what the doctor finds."""
+        found = [json.loads(line) for line in self.doctor().splitlines()]
+        return {f["what"]: f["area"] for f in found if f["level"] in ("warning", "failed")}
+
+    def metrics(self) -> Samples | None:
+        connection = live._UnixConnection(self.api.admin_socket, 10)
+        try:
+            connection.request("GET", "/metrics")
+            text = connection.getresponse().read().decode()
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+        pairs = (line.rpartition(" ") for line in text.splitlines() if line[0] != "#")
+        return {name: float(value) for name, _, value in pairs}
+
+
 @pytest.fixture
 def machine() -> Iterator[Machine]:
+    if needs.NO_NSPAWN:
+        pytest.skip(needs.NO_NSPAWN)
     subprocess.run([SOURCE / "packaging/wheelhouse"], check=True, timeout=900)
     with Machine.boot() as machine:
         # A disk of its own, small enough to be filled.
@@ -65,6 +129,8 @@ def machine() -> Iterator[Machine]:
         options = f"size={STATE_BYTES},mode=0700"
         machine.run(["mount", "-t", "tmpfs", "-o", options, "state", "/var/lib/holdover"])
         machine.put_source()
+        machine.write("/etc/holdover/holdover.d/soak.toml", CONFIG)
+        machine.write(AGENTS_MEMORY, "[Service]\nMemoryMax=200M\n")
         machine.install()
         machine.run(["chown", "holdover:holdover", "/var/lib/holdover"])
         yield machine
@@ -118,6 +184,58 @@ def killed(machine: Machine, pids: Callable[[], list[str]]) -> Iterator[None]:
 
 
 @contextmanager
+def starved(machine: Machine) -> Iterator[None]:
+    """The kernel ends the daemon: its unit may have next to nothing more than it has."""
+    before = machine.show(UNIT, "NRestarts")
+    status = machine.read(f"/proc/{pid_of(machine)}/status")
+    (own,) = (line.split()[1] for line in status.splitlines() if line.startswith("RssAnon:"))
+    limit = f"MemoryMax={int(own) + 4096}K"
+    machine.systemctl("set-property", "--runtime", UNIT, limit)
+    body = "head -c 1000000 /dev/zero | tr '\\0' ' '"
+    post = "curl -s -m 5 --unix-socket /run/holdover/admin.sock --data-binary @- http://x/v1/tokens"
+    flood = f"for i in $(seq 40); do {body} | {post} >/dev/null & done; wait"
+    try:
+        for _ in range(20):
+            machine.run(["sh", "-c", flood], check=False)
+            if machine.show(UNIT, "NRestarts") != before:
+                break
+        else:
+            raise AssertionError("the daemon lived on")
+    finally:
+        machine.systemctl("set-property", "--runtime", UNIT, "MemoryMax=infinity")
+    yield
+
+
+@contextmanager
+def greedy_agent(machine: Machine, api: Api) -> Iterator[None]:
+    """One that needs more than its unit may have."""
+    api.new_session("eat", agent="glutton")
+    yield
+
+
+@contextmanager
+def with_a_job(machine: Machine, api: Api, fault: Fault) -> Iterator[None]:
+    """A worker of its own for the fault; the job is done in the end all the same."""
+    job = api.call("POST", "/v1/jobs", {"processor": "slow"})["id"]
+
+    def reached(state: str) -> bool:
+        return bool(api.call("GET", f"/v1/jobs/{job}")["state"] == state)
+
+    wait_until(lambda: reached("running"), "the job runs")
+    with fault():
+        yield
+    wait_until(lambda: reached("done"), "the job is done", RECOVERED_S)
+
+
+def workers(machine: Machine) -> list[str]:
+    return machine.run(["pgrep", "-f", "m holdoverd.jobs.worker"]).stdout.split()
+
+
+def storages(machine: Machine) -> list[str]:
+    return [machine.show("holdover-storage.service", "MainPID")]
+
+
+@contextmanager
 def restless_systemd(machine: Machine, verb: str) -> Iterator[None]:
     for _ in range(max(int(100 * SCALE), 2)):
         machine.systemctl(verb)
@@ -128,106 +246,223 @@ def demo_agents(machine: Machine) -> list[str]:
     return machine.run(["pgrep", "-f", "m holdoverd.demo"]).stdout.split()
 
 
-def say_what_is_wrong(machine: Machine, api: Api, row: Row) -> None:
-    done = machine.run(["holdover", "doctor", "--json", "--quick"], check=False, timeout_s=120)
-    for line in done.stdout.splitlines():
-        finding = json.loads(line)
-        if finding["level"] == "failed":
-            row.doctor.add(finding["area"])
-    for name, wrong in (
-        ("holdover_sessions_stuck", lambda value: value > 0),
-        ("holdover_catalogue_failed_writes_total", lambda value: value > 0),
-        ("holdover_catalogue_queue", lambda value: value > 0),
-        ("holdover_state_free_bytes", lambda value: value < 1 << 20),
-        ("holdover_agent_exits_total", lambda value: value > 0),
-    ):
-        for line in metrics(api).splitlines():
-            if line.startswith(name) and wrong(float(line.rpartition(" ")[2])):
-                row.metrics.add(name)
+def look(host: Host, row: Row, before: tuple[dict[str, str], Samples]) -> None:
+    """Put down what is told now, and was not before."""
+    known, then = before
+    row.doctor |= {area for what, area in host.wrong().items() if what not in known}
+    now = host.metrics()
+    if now is None:
+        row.metrics.add("up")  # Prometheus' own, of a scrape that fails
+        return
+    start = "holdover_process_start_time_seconds"
+    anew = now[start] > then[start] + 1
+    for name, tells in TELLS.items():
+        was = 0.0 if anew and name != start else then.get(name, 0.0)
+        if name in now and tells(was, now[name]):
+            row.metrics.add(name.partition("{")[0])
 
 
-def metrics(api: Api) -> str:
-    done = subprocess.run(
-        [
-            "curl",
-            "--silent",
-            "--max-time",
-            "5",
-            "--unix-socket",
-            api.admin_socket,
-            "http://x/metrics",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
+async def suffer(
+    host: Host, watchers: list[Watcher], faults: list[tuple[str, float, Fault]]
+) -> list[Row]:
+    """One fault after the other; after each, all viewers hear of new lines."""
+    rows = []
+    for name, seconds, fault in (one for one in faults if ONLY in one[0]):
+        row = Row(name)
+        before = await trio.to_thread.run_sync(lambda: (host.wrong(), host.metrics() or {}))
+
+        def pass_through(
+            row: Row = row, seconds: float = seconds, fault: Fault = fault, before: Any = before
+        ) -> None:
+            with fault():
+                pause(seconds / 2)
+                if seconds:
+                    look(host, row, before)
+                pause(seconds / 2)
+
+        await trio.to_thread.run_sync(pass_through)
+        over = trio.current_time()
+        heard = [len(watcher.seqs) for watcher in watchers]
+        with trio.fail_after(RECOVERED_S):
+            for watcher, count in zip(watchers, heard, strict=True):
+                await watcher.wait(lambda one, count=count: len(one.seqs) > count + RATE)
+        row.recovered_s = trio.current_time() - over
+        # The daemon's next heartbeat, by which it knows of its clock.
+        await trio.sleep(6 if "clock" in name else 0)
+        await trio.to_thread.run_sync(look, host, row, before)
+        rows.append(row)
+        print(row)
+    return rows
+
+
+async def heard_all(api: Api, watchers: list[Watcher]) -> None:
+    """All that is stored has come, in order, nothing twice."""
+    with trio.fail_after(RECOVERED_S):
+        for watcher in watchers:
+            shown = await trio.to_thread.run_sync(api.session, watcher.session)
+            await watcher.wait(lambda one, n=shown["last_seq"]: one.seqs[-1] >= n)
+    for watcher in watchers:
+        assert watcher.seqs == list(range(1, len(watcher.seqs) + 1))
+
+
+def keep(title: str, rows: list[Row], watchers: list[Watcher]) -> None:
+    """Put the table under its title into faults.md, in place of the one that stands there."""
+    lines = sum(len(watcher.seqs) for watcher in watchers)
+    table = "".join(
+        f"| {row.fault} | {', '.join(sorted(row.doctor)) or '-'} | "
+        f"{', '.join(sorted(row.metrics)).replace('holdover_', '') or '-'} | "
+        f"{row.recovered_s:.1f} s |\n"
+        for row in rows
     )
-    return done.stdout
+    text = (
+        f"## {title}\n\n{len(watchers)} sessions of {RATE} lines a second, each watched; the faults' "
+        f"times multiplied by {SCALE:g}. {lines:,} lines received, none missing or repeated, no agent "
+        f"started anew.\n\n| fault | doctor | metrics | recovered |\n|---|---|---|---:|\n{table}\n"
+    )
+    kept = RESULTS.read_text() if RESULTS.exists() else HEAD
+    head, *parts = kept.split("## ")
+    others = [part for part in parts if not part.startswith(f"{title}\n")]
+    RESULTS.write_text((head + "".join(f"## {part}" for part in others) + text).rstrip() + "\n")
+
+
+def all_named(rows: list[Row]) -> None:
+    unnamed = [row for row in rows if not (row.doctor and row.metrics)]
+    assert [row for row in unnamed if row.fault not in NOTHING_WRONG] == []
+
+
+HEAD = """# Faults
+
+Written by `make soak` (tests/soak/test_faults.py). What `holdover doctor` and `/metrics` told meanwhile
+or right after that they had not told before; `up` is Prometheus' own, of a scrape without an answer.
+The last column: from the end of the fault until every viewer had a second's lines more.
+
+"""
 
 
 async def test_each_fault_passes_and_nothing_is_lost(machine: Machine) -> None:
     api = Api(machine.path("/run/holdover/admin.sock"))
+    command = ["holdover", "doctor", "--json", "--quick"]
+    host = Host(api, lambda: machine.run(command, check=False, timeout_s=120).stdout)
     token = api.call("POST", "/v1/tokens", {"name": "w", "scopes": ["read"]})["token"]
     say = f"lines 1000000 rate {RATE} size 100"
-    sessions = [api.new_session(say, agent="demo")["id"] for _ in range(SESSIONS)]
     watchers = [
         Watcher(
-            Path("/nowhere"), session, dial=partial(machine.connect_tcp, 8780), token=token,
+            Path("/nowhere"),
+            api.new_session(say, agent="demo")["id"],
+            dial=partial(machine.connect_tcp, 8780),
+            token=token,
             keep_bodies=False,
         )
-        for session in sessions
-    ]  # fmt: skip
+        for _ in range(SESSIONS)
+    ]
     daemon = lambda: [pid_of(machine)]  # noqa: E731
-    faults: list[tuple[str, float, Callable[[], object]]] = [
+    worker: Callable[[Fault], Fault] = lambda fault: partial(with_a_job, machine, api, fault)  # noqa: E731
+    faults: list[tuple[str, float, Fault]] = [
         ("disk full", 10, lambda: full_disk(machine)),
         ("database locked for 30 s", 30, lambda: locked_database(machine)),
         ("storage gone for 60 s", 60, lambda: no_storage(machine)),
+        ("storage stopped for 20 s", 20, lambda: stopped(machine, lambda: storages(machine))),
+        ("daemon out of memory", 0, lambda: starved(machine)),
         ("daemon killed", 0, lambda: killed(machine, daemon)),
         ("daemon stopped for 20 s", 20, lambda: stopped(machine, daemon)),
+        ("agent out of memory", 4, lambda: greedy_agent(machine, api)),
         ("agents stopped for 20 s", 20, lambda: stopped(machine, lambda: demo_agents(machine))),
+        ("worker killed", 4, worker(lambda: killed(machine, lambda: workers(machine)))),
+        ("worker stopped for 20 s", 20, worker(lambda: stopped(machine, lambda: workers(machine)))),
         ("daemon-reload x 100", 0, lambda: restless_systemd(machine, "daemon-reload")),
         ("daemon-reexec x 100", 0, lambda: restless_systemd(machine, "daemon-reexec")),
     ]
-    rows: list[Row] = []
     agents = demo_agents(machine)
     async with trio.open_nursery() as nursery:
         for watcher in watchers:
             nursery.start_soon(watcher.run)
-        for name, seconds, fault in faults:
-            row = Row(name)
-
-            def suffer(row: Row = row, seconds: float = seconds, fault: object = fault) -> None:
-                with fault():  # type: ignore[operator]
-                    pause(seconds / 2)
-                    say_what_is_wrong(machine, api, row)
-                    pause(seconds / 2)
-
-            await trio.to_thread.run_sync(suffer)
-            over = trio.current_time()
-            heard = [len(watcher.seqs) for watcher in watchers]
-            with trio.fail_after(RECOVERED_S):
-                for watcher, before in zip(watchers, heard, strict=True):
-                    await watcher.wait(lambda one, before=before: len(one.seqs) > before + RATE)
-            row.recovered_s = trio.current_time() - over
-            rows.append(row)
-        with trio.fail_after(RECOVERED_S):
-            for session, watcher in zip(sessions, watchers, strict=True):
-                shown = await trio.to_thread.run_sync(api.call, "GET", f"/v1/sessions/{session}")
-                await watcher.wait(lambda one, n=shown["last_seq"]: one.seqs[-1] >= n)
+        rows = await suffer(host, watchers, faults)
+        await heard_all(api, watchers)
         nursery.cancel_scope.cancel()
-    table = "".join(
-        f"| {row.fault} | {', '.join(sorted(row.doctor)) or '-'} | "
-        f"{', '.join(sorted(row.metrics)) or '-'} | {row.recovered_s:.1f} s |\n"
-        for row in rows
-    )
-    lines = sum(len(watcher.seqs) for watcher in watchers)
-    RESULTS.write_text(
-        "# Faults\n\nWritten by `make soak` (tests/soak/test_faults.py).\n\n"
-        f"{SESSIONS} sessions of {RATE} lines a second, each watched; faults one after the other, their "
-        f"times multiplied by {SCALE:g}. {lines:,} lines received, none missing or repeated, no "
-        "agent started anew. The last column: from the end of the fault until every viewer had a "
-        f"second's lines more.\n\n| fault | doctor | metrics | recovered |\n|---|---|---|---:|\n{table}"
-    )
-    for watcher in watchers:
-        assert watcher.seqs == list(range(1, len(watcher.seqs) + 1))
+    keep("A booted host", rows, watchers)
     assert demo_agents(machine) == agents
     wait_until(lambda: machine.systemctl("is-active", UNIT, check=False).stdout == "active\n", UNIT)
+    all_named(rows)
+
+
+@contextmanager
+def an_up(**env: str) -> Iterator[Up]:
+    folder = Path(tempfile.mkdtemp(prefix="hs-"))
+    try:
+        with running(folder, **env) as up:  # type: ignore[arg-type]
+            yield up
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def under(up: Up, title: str, faults: list[tuple[str, float, Fault]]) -> None:
+    host = Host(up, lambda: live.holdover(up, "doctor", "--json", "--quick").stdout)
+    say = f"lines 1000000 rate {RATE} size 100"
+    watchers = [
+        Watcher(up.admin_socket, up.new_session(say)["id"], keep_bodies=False)
+        for _ in range(SESSIONS)
+    ]
+    async with trio.open_nursery() as nursery:
+        for watcher in watchers:
+            nursery.start_soon(watcher.run)
+        rows = await suffer(host, watchers, faults)
+        await heard_all(up, watchers)
+        nursery.cancel_scope.cancel()
+    keep(title, rows, watchers)
+    assert {up.session(watcher.session)["state"] for watcher in watchers} == {"working"}
+    all_named(rows)
+
+
+FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+
+
+@pytest.mark.skipif(not FAKETIME.exists(), reason="needs libfaketime (Debian: faketime)")
+@needs.needs_weed
+async def test_a_clock_that_is_set_by_an_hour_loses_nothing() -> None:
+    """That of the daemon, its keepers and agents; storage's stays, so that the two differ as well."""
+    with tempfile.TemporaryDirectory() as folder:
+        clock = Path(folder) / "clock"
+        clock.write_text("+0")
+
+        @contextmanager
+        def set_by(seconds: int) -> Iterator[None]:
+            clock.write_text(f"{seconds:+d}")
+            yield
+            sent = live.holdover(up, "file", "put", "/etc/hostname")
+            assert sent.returncode == 0, sent.stderr
+
+        env = {
+            "LD_PRELOAD": str(FAKETIME),
+            "FAKETIME_TIMESTAMP_FILE": str(clock),
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "FAKETIME_NO_CACHE": "1",
+        }
+        with an_up(storage=True, **env) as up:  # type: ignore[arg-type]
+            faults: list[tuple[str, float, Fault]] = [
+                ("clock one hour on", 0, lambda: set_by(3600)),
+                ("clock two hours back", 0, lambda: set_by(-3600)),
+                ("clock right again", 0, lambda: set_by(0)),
+            ]
+            await under(up, "A clock that is set (`holdover up`, libfaketime)", faults)
+
+
+@pytest.mark.skipif(bool(needs.NO_POSTGRESQL), reason=needs.NO_POSTGRESQL or "")
+async def test_postgresql_goes_and_comes_and_nothing_is_lost() -> None:
+    server = Postgres({"fsync": "on"})
+
+    @contextmanager
+    def gone(mode: str) -> Iterator[None]:
+        server.stop(mode)
+        yield
+        server.start()
+
+    try:
+        with an_up(HOLDOVER_CATALOGUE_URL=server.url(server.create())) as up:
+            faults: list[tuple[str, float, Fault]] = [
+                ("PostgreSQL restarted at once", 0, lambda: gone("fast")),
+                ("PostgreSQL away for 20 s", 20, lambda: gone("fast")),
+                ("PostgreSQL crashed, away for 20 s", 20, lambda: gone("immediate")),
+            ]
+            await under(up, "PostgreSQL (`holdover up`)", faults)
+    finally:
+        server.remove()

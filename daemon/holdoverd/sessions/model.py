@@ -60,7 +60,7 @@ SUBAGENT_TOOLS = frozenset({"Agent", "Task"})
 """Tools whose use starts a sub-agent, and with it a thread (stream-json.md §9)."""
 
 
-_FLAGS = ("purging", "creating", "_live_changed", "_saved_small")
+_FLAGS = ("purging", "creating", "reload_due", "_live_changed", "_saved_small")
 """What an act of a person may alter beside the records."""
 
 
@@ -202,6 +202,8 @@ class SessionModel:
         """Nobody has been told of this session yet: it goes if its first launch does."""
         self.purging = bool(live.get("purging"))
         """The session has ended and goes, rows and all, as soon as it has no agent."""
+        self.reload_due = bool(live.get("reload_due"))
+        """Its skills were changed during a turn: the agent is told once that is over."""
         # Prompts that wait no more, so that a late echo of one is not taken for a foreign prompt.
         self._settled: OrderedDict[str, None] = OrderedDict()
         # The larger part of the live state is written out again only when it has changed.
@@ -333,6 +335,7 @@ class SessionModel:
             "begun": self.conversation_begun,
             "creating": self.creating,
             "purging": self.purging,
+            "reload_due": self.reload_due,
         }
         if self._live_changed or small != self._saved_small:
             self._live_changed, self._saved_small = False, small
@@ -717,6 +720,7 @@ class SessionModel:
         self._faults = 0
         self._initialize_id = None
         self._echoes = self._replying = False
+        self.reload_due = False  # it looks when it starts
         self._live_changed = True
 
     def launch_live(
@@ -1004,6 +1008,14 @@ class SessionModel:
     def control(self, step: Step, line: str) -> None:
         """A control request of ours (interrupt, model, mode) to the agent that runs."""
         self._command(step, line)
+
+    def reload_skills(self, step: Step, line: str) -> None:
+        """Have the agent look at its skills again by `line`: at once where it is idle, else it is owed."""
+        self.reload_due = self.row.state != "idle"
+        if not self.reload_due:
+            self._command(step, line)
+        elif self.row.live:
+            step.change.session["live"] = self.row.live  # what is owed is stored
 
     def close_stdin(self, step: Step) -> None:
         """Let the agent finish and leave (stream-json.md §11)."""

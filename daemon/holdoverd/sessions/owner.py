@@ -80,8 +80,7 @@ class OwnedSession:
         self.following: Following | None = None
         self._outbox = outbox
         self._stopping = False
-        # Its skills were changed during a turn: the agent is told once that is over.
-        self._reload_due = False
+        self._reloading = False
         # {prompt: set once the agent has said whether it gives it back}
         self._withdrawals: dict[str, trio.Event] = {}
         self._stuck: CatalogueError | None = None
@@ -296,9 +295,7 @@ class OwnedSession:
         for prompt_id, said in self._withdrawals.items():
             if prompt_id in step.kept_prompts or prompt_id not in self.model.prompts:
                 said.set()
-        if self._reload_due and self.model.row.state == "idle":
-            self._reload_due = False
-            self.spawn(self._reload_after_turn)
+        self._reload_if_due()
         if self.model.row.ended_at is not None and self.model.launch is None:
             self.hub.ended = True
             self.hub.settled()
@@ -306,27 +303,29 @@ class OwnedSession:
     async def reload_skills(self) -> None:
         """Have the agent look at its skills again: at once where it is idle, else after its turn.
 
-        One that is not told, because this instance dies first, does so when it is next started.
+        What is owed is stored: whoever owns the session then, tells it. One that does not run looks
+        when it is next started.
         """
-        if not self.takes_commands:
-            return
-        if self.model.row.state != "idle":
-            self._reload_due = True
-            return
-        self._reload_due = False
         line = host_frames.reload_skills(new_id("holdover"))
 
         def change(step: Step) -> None:
             if self.takes_commands:
-                self.model.control(step, line)
+                self.model.reload_skills(step, line)
 
         await self.act(change)
+
+    def _reload_if_due(self) -> None:
+        if self.model.reload_due and self.model.row.state == "idle" and not self._reloading:
+            self._reloading = True
+            self.spawn(self._reload_after_turn)
 
     async def _reload_after_turn(self) -> None:
         try:
             await self.reload_skills()
         except RequestError as error:
             log.warning("not told of changed skills: %s", error, extra={"session": self.id})
+        finally:
+            self._reloading = False
 
     def _grown_frame(self) -> str:
         """The ``session`` frame for viewers who do not see every thread that grew."""
@@ -513,6 +512,7 @@ class OwnedSession:
             self.spawn(self.starter.recover, launch)
         else:
             self.spawn(self.follow(launch, self._outbox).run)
+            self._reload_if_due()
             if self.model.row.ended_at is not None:
                 self.stop_agent()
 

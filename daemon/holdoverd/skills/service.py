@@ -9,7 +9,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import trio
 from sqlalchemy import Connection
@@ -87,9 +87,14 @@ class Skills:
 
     async def change(self, caller: Caller, op: str, request: Json) -> Json:
         """Do `op` (of `_DONE`) to one or many: all or nothing. Returns ``{"changed": […]}``."""
+        where = {key: request[key] for key in ("scope", "cwd", "source") if request.get(key)}
+        # The change is the helper's, and no transaction spans both: what was asked stands in the audit
+        # before it, and what was done after. Nothing is done that no row speaks of.
+        names = cast("Sequence[str]", request.get("names") or ())
+        asked = str(request.get("source") or ", ".join(names))[:200]
+        await self._record(caller, "skill.asked", {asked: {"op": op, "names": names, **where}})
         answer = await self._ask(caller, {"op": op, **request})
         changed: list[dict[str, Any]] = answer["changed"]
-        where = {key: request[key] for key in ("scope", "cwd", "source") if request.get(key)}
         await self._record(
             caller,
             f"skill.{_DONE[op]}",
