@@ -337,6 +337,14 @@ def numbers(metrics: Mapping[str, float]) -> list[Finding]:
             "`df /var/lib/holdover`, and who else has the catalogue open (`fuser`); `journalctl -u "
             "'holdoverd@*' -n 50` has the database's own words. All goes on by itself then.",
         )
+    if refused := metrics.get("holdover_catalogue_failed_writes_total"):
+        told(
+            "database",
+            "warning",
+            f"it has refused {refused:.0f} writes since the daemon started",
+            "What agents said was stored later, people were told; `journalctl -u 'holdoverd@*' -p "
+            "warning` has the database's own words.",
+        )
     if steps := metrics.get("holdover_clock_steps_total"):
         by = metrics.get("holdover_clock_step_seconds", 0.0)
         told(

@@ -18,6 +18,9 @@ from holdoverd.errors import HoldoverError
 
 _NAME = re.compile(r"([1-9][0-9]*)\.lock\Z")
 
+KEPT = 10
+"""Generations whose files stay, for whoever looks into what became of them."""
+
 TAKE_S = 5.0
 """A killed predecessor's lock is free once the kernel has finished with it."""
 
@@ -37,9 +40,17 @@ class InstanceLock:
     @classmethod
     async def take(cls, folder: Path, generation: int) -> "InstanceLock":
         """Raises GenerationTakenError when another process keeps it for longer than `TAKE_S`."""
-        fd = os.open(folder / f"{generation}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        path = folder / f"{generation}.lock"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         deadline = trio.current_time() + TAKE_S
-        while not _try_lock(fd, fcntl.LOCK_EX):
+        while True:
+            if _try_lock(fd, fcntl.LOCK_EX):
+                if os.fstat(fd).st_nlink:
+                    break
+                # Between the two calls it looked like a dead one's, and was cleared away.
+                os.close(fd)
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                continue
             if trio.current_time() > deadline:
                 os.close(fd)
                 raise GenerationTakenError(
@@ -63,6 +74,19 @@ class InstanceLock:
                     live.add(generation)
                 os.close(fd)
         return live
+
+    def clear_away(self) -> None:
+        """Remove what generations left that are over by more than `KEPT`: they would add up for ever."""
+        for path in self._folder.iterdir():
+            found = _NAME.match(path.name)
+            if found is None or int(found.group(1)) > self._generation - KEPT:
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                # Unlinked while it is held: whoever wants it for itself waits, and then sees that it is gone.
+                if _try_lock(fd, fcntl.LOCK_SH):
+                    path.unlink(missing_ok=True)
+                os.close(fd)
 
     def close(self) -> None:
         os.close(self._fd)

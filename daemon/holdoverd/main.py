@@ -139,6 +139,7 @@ async def run(
     """Serve until asked to stop."""
     paths = make_paths(state_dir, runtime_dir)
     lock = await instance.InstanceLock.take(runtime_dir / "instances", generation)
+    lock.clear_away()
     catalogue = Catalogue.open(settings.catalogue.resolve(state_dir))
     watch = SpoolWatch(paths.spools)
     counts = Counts()

@@ -83,6 +83,7 @@ def test_a_sound_machine_has_nothing_to_say() -> None:
         (health.stopped([(7, "python", "holdoverd@1.service")])[0], "failed", "-CONT 7"),
         (health.numbers({"holdover_catalogue_up": 0.0})[0], "failed", "PostgreSQL"),
         (health.numbers({"holdover_sessions_stuck": 2.0})[0], "failed", "fuser"),
+        (health.numbers({"holdover_catalogue_failed_writes_total": 2.0})[0], "warning", "-p warn"),
         (health.numbers({"holdover_clock_steps_total": 1.0})[0], "warning", "set-ntp"),
         (
             health.numbers({'holdover_agent_exits_total{how="oom"}': 3.0})[0],

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests import needs
+from tests.debian13.test_debian13 import CLIENT, answered
 from tests.host import clean_root as roots
 from tests.host.machine import SOURCE, WHEELHOUSE_INSIDE, Machine
-from tests.host.test_debian13 import CLIENT, answered
 from tests.host.test_deploy import healthz
 from tests.host.test_package import DEBS, FIRST, holdover
 
@@ -28,12 +28,10 @@ TOOLS = {
     "pipx": (
         ["pipx", "install", "--python", "/usr/bin/python3"],
         ["--pip-args", f"--no-index --find-links {WHEELHOUSE_INSIDE}"],
-        "/root/.local/share/pipx/venvs/holdover",
     ),
     "uv": (
         ["/usr/local/bin/uv", "tool", "install", "--python", "/usr/bin/python3"],
         ["--offline", "--no-index", "--find-links", WHEELHOUSE_INSIDE],
-        "/root/.local/share/uv/tools/holdover",
     ),
 }
 
@@ -75,7 +73,7 @@ def machine(wheel: Path, tmp_path: Path) -> Iterator[Machine]:
 def test_a_tool_of_theirs_is_installed_onto_the_host_and_taken_off(
     machine: Machine, wheel: Path, tool: str
 ) -> None:
-    before, after, environment = TOOLS[tool]
+    before, after = TOOLS[tool]
     machine.run([*before, *after, f"{DEBS}/{wheel.name}[daemon]"], timeout_s=300)
     command = "/root/.local/bin/holdover"
     said = machine.run([command, "host", "install"], timeout_s=300).stderr
@@ -86,7 +84,8 @@ def test_a_tool_of_theirs_is_installed_onto_the_host_and_taken_off(
     holdover(machine, "file", "put", "/etc/hostname")
     assert machine.systemctl("list-units", "--failed", "--plain", "--no-legend").stdout == ""
     # It owns what it runs from: the tool may go.
-    machine.run(["rm", "-r", environment])
+    program = machine.run(["readlink", "-f", command]).stdout.strip()
+    machine.run(["rm", "-r", str(Path(program).parents[1])])
     machine.systemctl("restart", "holdoverd@1.service")
     holdover(machine, "session", "send", session, "still there?", "--wait")
     machine.reboot()

@@ -66,10 +66,9 @@ def test_the_command_line_from_installing_to_undoing(up: Up, source: Path) -> No
     for action in ("installed", "updated", "rolled_back", "pinned", "disabled", "removed"):
         assert (f"skill.{action}", "s-03" if action != "pinned" else "s-04") in acts
     # What was asked stands there before what was done, refused or not.
-    order = [row["action"] for row in reversed(rows)]
-    assert order[:2] == ["skill.asked", "skill.asked"]
-    assert order[2] == "skill.installed"
-    assert order.count("skill.asked") == 12
+    order = [row["action"] for row in reversed(rows) if row["action"].startswith("skill.")]
+    assert order[:3] == ["skill.asked", "skill.asked", "skill.installed"]
+    assert order[-11:] == ["skill.asked", *["skill.removed"] * 10]
 
 
 def test_a_project_and_its_session_see_the_same_folder(up: Up, source: Path) -> None:

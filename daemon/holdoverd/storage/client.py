@@ -438,7 +438,11 @@ class Store:
             text = (
                 f"Storage ({self.endpoint}, bucket {self.bucket}) did not {what}:"
                 f" {reason or status} {str(details.get('Message', ''))[:200]}".rstrip(" .")
-                + ". `holdover storage doctor` looks closer."
+                + (
+                    ". Set this machine's clock and storage's by NTP: `timedatectl`."
+                    if reason == "RequestTimeTooSkewed"
+                    else ". `holdover storage doctor` looks closer."
+                )
             )
             if kind is StorageRefused:
                 raise StorageRefused(text, reason) from error
