@@ -238,6 +238,8 @@ def new_generation(release_dir: Path, templates: Path, version: str) -> int:
     files = (path.name for path in UNITS.glob("holdover*@*.service"))
     for name in forgotten(files, newest=generation, needed=needed):
         (UNITS / name).unlink(missing_ok=True)
+        number = name.partition("@")[2].removesuffix(".service")
+        (RUNTIME / f"deploy-{number}.log").unlink(missing_ok=True)
     return generation
 
 
