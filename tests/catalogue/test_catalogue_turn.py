@@ -79,14 +79,19 @@ def test_whoever_has_written_stands_back_for_one_who_waits(
     """Else the busy one wins nearly every race for the lock that it has just let go."""
     path = tmp_path / "db"
     busy, waiting = FileTurn(path), FileTurn(path)
-    got, stood_back = threading.Event(), []
+    seen, parked, standing, got = (threading.Event() for _ in range(4))
+    stood_back = []
 
     def sleep(seconds: float) -> None:
-        if threading.current_thread() is thread:
-            os.sched_yield()  # the one who waits polls
-        else:
+        if threading.current_thread() is not thread:
             stood_back.append(seconds)
+            standing.set()
             assert got.wait(LONG_S)
+        elif seen.is_set():  # between two polls for as long as it takes
+            parked.set()
+            assert standing.wait(LONG_S)
+        else:
+            os.sched_yield()
 
     def wait() -> None:
         with waiting.held(LONG_S):
@@ -103,6 +108,8 @@ def test_whoever_has_written_stands_back_for_one_who_waits(
         while not _somebody_waits(path):
             assert time.monotonic() < deadline
             os.sched_yield()
+        seen.set()
+        assert parked.wait(LONG_S)
     assert stood_back == [turn_module._STAND_BACK_S]
     assert turn_module._STAND_BACK_S > 2 * turn_module._POLL_S
     thread.join(LONG_S)
