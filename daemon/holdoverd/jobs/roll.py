@@ -67,6 +67,21 @@ def look(folder: Path) -> tuple[set[str], set[str]]:
     return living, dead
 
 
+def watch(folder: Path, worker: str) -> int | None:
+    """A descriptor that is readable from the end of a worker's process on (pidfd_open(2)).
+
+    None where there is none to be had: the worker is gone or has only just come, or it is a process
+    that we cannot see. Then only looking tells.
+    """
+    with contextlib.suppress(OSError, ValueError, OverflowError):
+        ended = os.pidfd_open(int((folder / f"{worker}{SUFFIX}").read_text()))
+        # Held still: so the descriptor is its holder's, and not of a process that got the number since.
+        if worker in look(folder)[0]:
+            return ended
+        os.close(ended)
+    return None
+
+
 def forget(folder: Path, worker: str) -> None:
     """Remove a dead worker's entry, once its jobs have been taken from it."""
     with contextlib.suppress(OSError):

@@ -247,8 +247,13 @@ class Jobs:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """See to it that jobs have workers, and sessions their notices, until cancelled."""
         task_status.started()
+        with contextlib.closing(self._upkeep):
+            await self._run()
+
+    async def _run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._catalogue.hints(jobs_table.HINT).run, self.wake)
+            nursery.start_soon(self._see_ends)
             asked = 0.0
             while True:
                 taken = await self._upkeep.look()
@@ -265,6 +270,13 @@ class Jobs:
                         log.warning("jobs wait for the catalogue: %s", error)
                 with trio.move_on_after(LOOK_S):
                     await self._wake.wait()
+
+    async def _see_ends(self) -> None:
+        """Look at once when a worker of this host has ended."""
+        while True:
+            await self._upkeep.ended()
+            self.wake()
+            await trio.sleep(LOOK_S)
 
     async def _wanted(self) -> int:
         """How many more workers to ask for now."""

@@ -5,7 +5,10 @@ What two of them decide at once, the attempt's number settles: the second finds 
 
 import contextlib
 import logging
+import os
 import random
+import select
+from collections.abc import Collection
 from pathlib import Path
 
 import trio
@@ -21,13 +24,14 @@ from holdoverd.jobs.rules import Fenced, Leases, Running, lost
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.5
-"""Between two looks at the locks of this host: a listing of a small folder."""
+"""Between two looks at the locks of this host, a listing of a small folder, where no process's end
+calls for one (`Upkeep.ended`)."""
 JUDGE_S = 3.0
 """Between two looks at all running jobs, for the leases of other hosts and after a reboot."""
 
 
 class Upkeep:
-    """One observer of all workers."""
+    """One observer of all workers. `close` it."""
 
     def __init__(self, catalogue: Catalogue, workers: Path, host: str, lease_s: float) -> None:
         self._catalogue = catalogue
@@ -38,6 +42,31 @@ class Upkeep:
         self.living: set[str] = set()
         self.taken = 0
         """Jobs taken from workers that were gone, by this observer."""
+        self._ends = select.epoll()
+        self._watched: dict[str, int] = {}  # {worker: its pidfd, in `_ends`}
+
+    async def ended(self) -> None:
+        """Return once a worker of this host has ended since the last look, as far as can be seen."""
+        await trio.lowlevel.wait_readable(self._ends.fileno())
+
+    def close(self) -> None:
+        self._watch(set())
+        self._ends.close()
+
+    def _watch(self, workers: Collection[str]) -> None:
+        """Have `ended` tell of these workers, and no more of those that have ended."""
+        over = {fd for fd, _ in self._ends.poll(0)}
+        for worker, fd in [*self._watched.items()]:
+            if worker not in workers or fd in over:
+                self._ends.unregister(fd)
+                os.close(fd)
+                del self._watched[worker]
+        for worker in workers:
+            if worker not in self._watched:
+                ended = roll.watch(self._workers, worker)
+                if ended is not None:
+                    self._ends.register(ended, select.EPOLLIN)
+                    self._watched[worker] = ended
 
     async def look(self) -> int:
         """One look; the number of jobs that were taken from their workers.
@@ -45,6 +74,7 @@ class Upkeep:
         A catalogue that cannot be read or written just now is tried again at the next look.
         """
         self.living, dead = roll.look(self._workers)
+        self._watch(self.living)
         now = trio.current_time()
         if not dead and now - self._judged < JUDGE_S:
             return 0

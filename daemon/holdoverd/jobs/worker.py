@@ -88,9 +88,13 @@ class Worker:
         scope.cancel()
 
     async def _keep_up(self) -> None:
-        while True:
-            await self._upkeep.look()
-            await trio.sleep(LOOK_S)
+        try:
+            while True:
+                await self._upkeep.look()
+                with trio.move_on_after(LOOK_S):
+                    await self._upkeep.ended()
+        finally:
+            self._upkeep.close()
 
     async def _work(self) -> None:
         idle_since = trio.current_time()
