@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 from holdoverd.catalogue import jobs as jobs_table
 from holdoverd.catalogue.dialect import Dialect, dialect_for
 from holdoverd.catalogue.store import Catalogue
+from holdoverd.errors import CatalogueError
 from holdoverd.jobs import rules
 from holdoverd.jobs.rules import Fenced, Job
 from tests.jobs.yard import new_job
@@ -94,6 +95,46 @@ def test_an_end_waits_for_whoever_changes_the_job_and_finds_itself_fenced(migrat
             ended(cx)
     with pytest.raises(Fenced), beside(dialect) as cx:
         ended(cx)
+
+
+async def test_a_claim_goes_alone_until_one_is_next_that_goes_by_what_runs(migrated: str) -> None:
+    catalogue = Catalogue.open(migrated)
+    now = new_job("p").ready_at
+
+    def claim(cx: Connection, alone: bool = True) -> Job | None:
+        limits = {"p": 0, "q": 1}
+        return jobs_table.claim(cx, limits, worker="w", host="h", now=now, alone=alone)
+
+    for processor, run_after in (("p", now - 3), ("q", now - 2), ("p", now - 1)):
+        job = new_job(processor, run_after=run_after)
+        await catalogue.write(partial(jobs_table.create_job, job=job))
+    with trio.fail_after(20):
+        first = await catalogue.write_alone(claim)
+        assert first is not None
+        with pytest.raises(jobs_table.NeedsTurn):
+            await catalogue.write_alone(claim)
+        second = await catalogue.write_beside(partial(claim, alone=False))
+        third = await catalogue.write_beside(partial(claim, alone=False))
+    assert [job.processor if job else None for job in (first, second, third)] == ["p", "q", "p"]
+    await trio.to_thread.run_sync(catalogue.close)
+
+
+async def test_what_goes_alone_is_stored_at_once_and_outlives_a_broken_connection(
+    migrated: str,
+) -> None:
+    catalogue = Catalogue.open(migrated)
+
+    def add_and_break(cx: Connection) -> None:
+        add_one(cx)
+        cx.exec_driver_sql("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    with trio.fail_after(20):
+        with pytest.raises(CatalogueError, match="cannot be reached"):
+            await catalogue.write_alone(add_and_break)
+        # So its caller looks whether it came about.
+        assert await catalogue.read(lambda cx: jobs_table.count_due(cx, ["p"], 2**60, 9)) == 1
+        await catalogue.write_alone(add_one)
+    await trio.to_thread.run_sync(catalogue.close)
 
 
 async def test_writes_beside_pass_a_turn_that_somebody_holds(migrated: str) -> None:
@@ -182,4 +223,5 @@ async def test_sqlite_hints_at_nothing_and_says_so(tmp_path: Path) -> None:
     with trio.fail_after(5):
         await catalogue.hints(jobs_table.HINT).run(lambda: None)
         await catalogue.write_beside(partial(jobs_table.create_job, job=new_job("p")))
+        await catalogue.write_alone(partial(jobs_table.create_job, job=new_job("p")))
     catalogue.close()

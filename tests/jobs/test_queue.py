@@ -35,6 +35,52 @@ def test_the_statement_does_what_the_rule_says(cx: Connection) -> None:
     assert claim(cx) is None
 
 
+@pytest.mark.parametrize("progress", [(0, None), (7, 9)])
+def test_a_heartbeat_and_a_good_end_do_what_their_rules_say(
+    cx: Connection, progress: tuple[int, int | None]
+) -> None:
+    held = add(cx, state="running", attempt=2, beat=9, progress_bytes=5, error="x")
+    jobs_table.beat(cx, held.id, 2, progress)
+    beaten = rules.beat(held, progress=progress)
+    assert jobs_table.get_job(cx, held.id) == beaten
+    assert not jobs_table.is_done(cx, held.id, 2)
+    jobs_table.done(cx, held.id, 2, result="{}", now=NOW + 1)
+    ended = rules.done(beaten, result="{}", now=NOW + 1)
+    assert jobs_table.get_job(cx, held.id) == ended
+    assert jobs_table.is_done(cx, held.id, 2)
+    # Whoever was not told that it had come about says it again.
+    jobs_table.done(cx, held.id, 2, result="{}", now=NOW + 2)
+    assert jobs_table.get_job(cx, held.id) == ended
+
+
+@pytest.mark.parametrize("state", rules.STATES)
+@pytest.mark.parametrize("attempt", [1, 2, 3])
+def test_whoever_does_not_hold_a_job_neither_beats_nor_ends_it(
+    cx: Connection, state: str, attempt: int
+) -> None:
+    job = add(cx, state=state, attempt=2)
+    held = (state, attempt) == ("running", 2)
+    if not held:
+        with pytest.raises(Fenced, match=f"attempt {attempt} is over"):
+            jobs_table.beat(cx, job.id, attempt, (1, 1))
+    if not held and (state, attempt) != ("done", 2):
+        with pytest.raises(Fenced, match=f"attempt {attempt} is over"):
+            jobs_table.done(cx, job.id, attempt, result="{}", now=NOW)
+    assert jobs_table.get_job(cx, job.id) == job
+    with pytest.raises(Fenced, match="gone"):
+        jobs_table.done(cx, "j_none", attempt, result="{}", now=NOW)
+
+
+def test_a_worker_finds_what_it_has_claimed(cx: Connection) -> None:
+    add(cx, state="done", worker="w")
+    add(cx, state="running", worker="other")
+    assert jobs_table.claimed_by(cx, "w") is None
+    add(cx)
+    claimed = claim(cx)
+    assert claimed is not None
+    assert jobs_table.claimed_by(cx, "w") == claimed
+
+
 @pytest.mark.parametrize("state", rules.STATES)
 @pytest.mark.parametrize("delay", [-1, 0, 1, rules.CLOCK_STEP_MS])
 @pytest.mark.parametrize("ahead", [0, rules.CLOCK_STEP_MS, rules.CLOCK_STEP_MS + 1])
@@ -84,7 +130,7 @@ def test_the_index_serves_beside_any_number_that_ended(cx: Connection) -> None:
     if cx.dialect.name != "sqlite":
         pytest.skip("its planner goes by what is in the table; the bench measures it")
     plans = []
-    for statement in (jobs_table._heads(3), jobs_table._CLAIM):
+    for statement in (jobs_table._heading(3), jobs_table._claiming()):
         text = str(statement.compile(cx, compile_kwargs={"render_postcompile": True}))
         names = statement.compile(cx).positiontup or []  # type: ignore[attr-defined]
         plan = cx.exec_driver_sql("EXPLAIN QUERY PLAN " + text, tuple("x" for _ in names))

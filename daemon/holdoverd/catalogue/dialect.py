@@ -51,6 +51,13 @@ class Dialect(ABC):
         """
         return None
 
+    def alone_engine(self) -> Engine | None:
+        """An engine of one connection, of which each statement is stored once it has run.
+
+        For `Catalogue.write_alone`. None where a transaction costs nothing more.
+        """
+        return None
+
     @abstractmethod
     def reader_engine(self, size: int) -> Engine:
         """An engine of up to `size` connections that cannot write; a transaction is a snapshot."""

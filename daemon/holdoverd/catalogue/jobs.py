@@ -1,8 +1,10 @@
 """Jobs in the catalogue: plain functions on a Connection, for `Catalogue.write` and `.read`.
 
 What may become of a job is decided by `holdoverd.jobs.rules`; here a row is read, given to a rule and
-written back, inside the transaction of the write. The claim is one statement, so that on a database
-with many writers two claimers never wait for each other, let alone take the same job.
+written back, inside the transaction of the write. What happens to every job, its claim, its heartbeats
+and its good end, is one statement each, which carries its own fence and is held to its rule by a test:
+so on a database with many writers two claimers never wait for each other, let alone take the same job,
+and each of these may go alone (`Catalogue.write_alone`).
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -14,10 +16,15 @@ from sqlalchemy import (
     ColumnElement,
     CompoundSelect,
     Connection,
+    Integer,
+    Text,
+    Update,
     and_,
     bindparam,
     func,
     insert,
+    literal_column,
+    null,
     or_,
     select,
     tuple_,
@@ -28,7 +35,7 @@ from sqlalchemy import (
 from holdoverd.catalogue import cursors
 from holdoverd.catalogue.hints import hint
 from holdoverd.catalogue.schema import job_logs, jobs, sessions
-from holdoverd.catalogue.statements import upserting
+from holdoverd.catalogue.statements import Statement, upserting
 from holdoverd.jobs.rules import CLOCK_STEP_MS, Job, Running, check_held
 
 HINT = "holdover_jobs"
@@ -36,7 +43,11 @@ HINT = "holdover_jobs"
 
 COLUMNS = tuple(field.name for field in fields(Job))
 
-_RUNNING = jobs.c.state == "running"
+_READY_STATE, _RUNNING_STATE, _DONE_STATE = (
+    literal_column(f"'{state}'", Text) for state in ("ready", "running", "done")
+)
+_RUNNING = jobs.c.state == _RUNNING_STATE
+_ZERO, _ONE = literal_column("0", Integer), literal_column("1", Integer)
 _UNTOLD = and_(jobs.c.told == 0, jobs.c.finished_at.is_not(None))
 
 # The states of a session whose agent runs, as `[sessions] max_live` counts them.
@@ -94,6 +105,61 @@ def change_held(cx: Connection, job_id: str, attempt: int, rule: Callable[[Job],
     return change(cx, job_id, lambda job: rule(check_held(job, job_id, attempt)))
 
 
+def beat(cx: Connection, job_id: str, attempt: int, progress: tuple[int, int | None]) -> None:
+    """`rules.beat` of what an attempt holds; raises `rules.Fenced`. May be run twice."""
+    if not _BEAT.change(cx, (*progress, job_id, attempt)):
+        check_held(get_job(cx, job_id), job_id, attempt)
+        raise AssertionError("a job that is held is found by its fence")
+
+
+def done(cx: Connection, job_id: str, attempt: int, *, result: str, now: int) -> None:
+    """`rules.done` of what an attempt holds; raises `rules.Fenced`.
+
+    Again after one that nobody confirmed: nothing, since only the attempt itself ends itself well.
+    """
+    if not _DONE.change(cx, (result, now, job_id, attempt)) and not is_done(cx, job_id, attempt):
+        check_held(get_job(cx, job_id), job_id, attempt)
+        raise AssertionError("a job that is held is found by its fence")
+
+
+def is_done(cx: Connection, job_id: str, attempt: int) -> bool:
+    """Whether an attempt has ended its job well."""
+    job = get_job(cx, job_id)
+    return job is not None and (job.state, job.attempt) == ("done", attempt)
+
+
+_HELD = and_(
+    jobs.c.id == bindparam("of_job"),
+    jobs.c.attempt == bindparam("of_attempt"),
+    _RUNNING,
+)
+_BEAT = Statement(
+    ("to_bytes", "to_total", "of_job", "of_attempt"),
+    lambda _dialect: (
+        update(jobs)
+        .where(_HELD)
+        .values(
+            beat=jobs.c.beat + _ONE,
+            progress_bytes=bindparam("to_bytes"),
+            progress_total=bindparam("to_total"),
+        )
+    ),
+)
+_DONE = Statement(
+    ("to_result", "at", "of_job", "of_attempt"),
+    lambda _dialect: (
+        update(jobs)
+        .where(_HELD)
+        .values(
+            state=_DONE_STATE,
+            result=bindparam("to_result"),
+            error=null(),
+            finished_at=bindparam("at"),
+        )
+    ),
+)
+
+
 # --- claiming --------------------------------------------------------------------------------
 
 
@@ -105,42 +171,54 @@ def claim(
     host: str,
     now: int,
     asking: Mapping[str, Callable[[Connection], bool]] = MappingProxyType({}),
+    alone: bool = False,
 ) -> Job | None:
     """Begin the next attempt of the oldest due job that a processor has room for; None: none.
 
     `limits`: {processor: how many of its jobs may run at once, 0 for any number}; jobs of others
     are left alone. `asking`: {processor: what has to say yes besides}. May run beside other claims
     (`Catalogue.write_beside`): those that go by what runs take turns, all others meet nowhere.
+    `alone`: by statements that are each a transaction of their own (`Catalogue.write_alone`), in which
+    no turn can be taken. Raises `NeedsTurn` where the next job in line needs one.
     """
     in_turn = False
     for name in _oldest_first(cx, tuple(limits), now):
         if limits[name] or name in asking:
             if not in_turn:
-                _take_turn(cx)
+                _take_turn(cx, alone=alone)
                 in_turn = True
             if limits[name] and _running_by_processor(cx).get(name, 0) >= limits[name]:
                 continue
             if name in asking and not asking[name](cx):
                 continue
-        values = {"by": worker, "on_host": host, "of_processor": name, "now": now}
-        row = cx.execute(_CLAIM, {**values, "step": now + CLOCK_STEP_MS}).first()
-        if row is not None:
+        for row in _CLAIM.rows(cx, (worker, host, name, now, now + CLOCK_STEP_MS)):
             return Job(*row)
     return None
+
+
+class NeedsTurn(Exception):
+    """The next job in line goes by what runs already: claim by turns (`Catalogue.write_beside`)."""
+
+
+def claimed_by(cx: Connection, worker: str) -> Job | None:
+    """A job that a worker has in hand; after a claim of which it does not know what became."""
+    row = cx.execute(_SELECT.where(_RUNNING, jobs.c.worker == worker)).first()
+    return None if row is None else Job(*row)
 
 
 def _oldest_first(cx: Connection, names: tuple[str, ...], now: int) -> Iterable[str]:
     """The processors that have a job due, that with the oldest first; of a single one, itself."""
     if len(names) < 2:
         return names
-    values = {f"of_{n}": name for n, name in enumerate(names)}
-    found = cx.execute(_heads(len(names)), {**values, "now": now, "step": now + CLOCK_STEP_MS})
-    return [row.processor for row in sorted(found, key=lambda row: (row.run_after, row.id))]
+    found = _heads(len(names)).rows(cx, (*names, now, now + CLOCK_STEP_MS))
+    return [processor for _, _, processor in sorted(map(tuple, found))]
 
 
-def _take_turn(cx: Connection) -> None:
+def _take_turn(cx: Connection, *, alone: bool) -> None:
     """Until this transaction ends nobody else claims by what runs. SQLite has one writer anyway."""
     if cx.dialect.name == "postgresql":
+        if alone:
+            raise NeedsTurn
         cx.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_CLAIM_LOCK})")
 
 
@@ -151,18 +229,26 @@ _CLAIM_LOCK = 0x686F6C64 + 2
 def _due(processor: str) -> ColumnElement[bool]:
     """Whether a job is due; `processor` is the name of a parameter."""
     return and_(
-        jobs.c.state == "ready",
+        jobs.c.state == _READY_STATE,
         jobs.c.processor == bindparam(processor),
         or_(jobs.c.run_after <= bindparam("now"), jobs.c.ready_at > bindparam("step")),
     )
 
 
 @cache
-def _heads(n: int) -> CompoundSelect[tuple[int, str, str]]:
-    """The oldest due job of each of `n` processors, in one question."""
+def _heads(n: int) -> Statement:
+    """(run_after, id, processor) of the oldest due job of each of `n` processors, in one question."""
+    return Statement((*(f"of_{i}" for i in range(n)), "now", "step"), lambda _dialect: _heading(n))
+
+
+def _heading(n: int) -> CompoundSelect[tuple[int, str, str]]:
     columns = (jobs.c.run_after, jobs.c.id, jobs.c.processor)
     each = (
-        select(*columns).where(_due(f"of_{i}")).order_by(jobs.c.run_after, jobs.c.id).limit(1)
+        select(*columns)
+        .where(_due(f"of_{i}"))
+        .order_by(jobs.c.run_after, jobs.c.id)
+        .limit(_ONE)
+        .offset(_ZERO)
         for i in range(n)
     )
     # SQLite takes an order and a limit only in a question of its own.
@@ -170,32 +256,40 @@ def _heads(n: int) -> CompoundSelect[tuple[int, str, str]]:
 
 
 _DUE = _due("of_processor")
-# As `rules.claim` has it. SKIP LOCKED where the database knows it: what another claimer is taking
-# is not waited for.
-_CLAIM = (
-    update(jobs)
-    .where(
-        jobs.c.id
-        == select(jobs.c.id)
-        .where(_DUE)
-        .order_by(jobs.c.run_after, jobs.c.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
+
+
+def _claiming() -> Update:
+    """As `rules.claim` has it. SKIP LOCKED where the database knows it: what another claimer is
+    taking is not waited for.
+    """
+    return (
+        update(jobs)
+        .where(
+            jobs.c.id
+            == select(jobs.c.id)
+            .where(_DUE)
+            .order_by(jobs.c.run_after, jobs.c.id)
+            .limit(_ONE)
+            .offset(_ZERO)
+            .with_for_update(skip_locked=True)
+            .scalar_subquery()
+        )
+        .values(
+            state=_RUNNING_STATE,
+            attempt=jobs.c.attempt + _ONE,
+            worker=bindparam("by"),
+            host=bindparam("on_host"),
+            beat=_ZERO,
+            progress_bytes=null(),
+            progress_total=null(),
+            started_at=bindparam("now"),
+            finished_at=null(),
+        )
+        .returning(*(jobs.c[name] for name in COLUMNS))
     )
-    .values(
-        state="running",
-        attempt=jobs.c.attempt + 1,
-        worker=bindparam("by"),
-        host=bindparam("on_host"),
-        beat=0,
-        progress_bytes=None,
-        progress_total=None,
-        started_at=bindparam("now"),
-        finished_at=None,
-    )
-    .returning(*(jobs.c[name] for name in COLUMNS))
-)
+
+
+_CLAIM = Statement(("by", "on_host", "of_processor", "now", "step"), lambda _dialect: _claiming())
 
 
 def count_due(cx: Connection, processors: Collection[str], now: int, most: int) -> int:

@@ -61,6 +61,13 @@ class Statement:
             cursor.execute(text, row if bind is None else bind(row))
             return cursor.fetchone() is not None
 
+    def rows(self, cx: Connection, row: Row) -> Sequence[Row]:
+        """Run a query, or a change that returns rows; all of them."""
+        text, bind = self._for(cx)
+        with self._cursor(cx) as cursor:
+            cursor.execute(text, row if bind is None else bind(row))
+            return cursor.fetchall()
+
     def value(self, cx: Connection, row: Row) -> Any:
         """Run a query; the first column of its first row, None where it found nothing."""
         text, bind = self._for(cx)

@@ -34,6 +34,8 @@ class Catalogue:
         self._dialect = dialect
         self._writer = Writer(dialect, dialect.writer_engine())
         self._beside: Writer | None = None
+        self._alone: Engine | None = None
+        self._alone_turn = trio.CapacityLimiter(1)
         self._readers: Engine = dialect.reader_engine(READERS)
         self._limiter = trio.CapacityLimiter(READERS)
         self._closed = False
@@ -84,6 +86,22 @@ class Catalogue:
             self._beside = self._writer if engine is None else Writer(self._dialect, engine)
         return await self._beside.submit(fn, 0)
 
+    async def write_alone(self, fn: Callable[[Connection], T]) -> T:
+        """As `write`, of an `fn` that stores all it has to say by its last statement.
+
+        In PostgreSQL each statement is a transaction of its own, and a failed one is not run again: a
+        CatalogueError does not tell that nothing was stored. So what `fn` writes has to be such that
+        its caller can find it, or write it twice. In SQLite it is `write`.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._alone is None:
+            self._alone = self._dialect.alone_engine()
+            if self._alone is None:
+                return await self._writer.submit(fn, 0)
+        return await trio.to_thread.run_sync(
+            self._write_alone, self._alone, fn, limiter=self._alone_turn
+        )
+
     def hints(self, channel: str) -> Hints:
         """What is hinted at on a channel; its `run` is to be started."""
         return Hints(self._dialect, channel)
@@ -118,8 +136,25 @@ class Catalogue:
         self._writer.close()
         if self._beside is not None and self._beside is not self._writer:
             self._beside.close()
+        if self._alone is not None:
+            self._alone.dispose()
         self._readers.dispose()
         self._dialect.close()
+
+    def _write_alone(self, engine: Engine, fn: Callable[[Connection], T]) -> T:
+        try:
+            with engine.connect() as cx:
+                try:
+                    return fn(cx)
+                except Exception as error:
+                    if self._dialect.lost(error):
+                        cx.invalidate()
+                    raise
+        except Exception as error:
+            translated = self._dialect.translate(error)
+            if translated is error:
+                raise
+            raise translated from error
 
     def _read(self, fn: Callable[[Connection], T]) -> T:
         if self._closed:

@@ -20,7 +20,7 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,6 +68,8 @@ STORAGE_PATIENCE_S = 120.0
 """How long an attempt waits for storage that does not answer; then the job waits without it."""
 STORAGE_LATER_S = 30.0
 WRITE_AGAIN_S = 1.0
+FIRST_BEAT_S = 1.0
+"""A job that is over sooner needs no heartbeat, nor the commit that it costs."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class Attempt:
 
     async def give_back(self, why: str) -> None:
         """After a cancelled `run`: let another worker have it, at no cost."""
-        await self._write(lambda job: rules.spared(job, why=why, after_s=0, now=now_ms()))
+        await self._end(lambda job: rules.spared(job, why=why, after_s=0, now=now_ms()))
 
     # --- the run ---
 
@@ -403,9 +405,14 @@ class Attempt:
                 raise _Over(None) from over
 
     async def _heartbeat(self) -> None:
+        await trio.sleep(min(FIRST_BEAT_S, self.means.beat_s))
         while True:
             try:
-                await self.means.catalogue.write_beside(self._beat)
+                catalogue = self.means.catalogue
+                if self.log.size == self._logged:
+                    await catalogue.write_alone(self._beat)
+                else:
+                    await catalogue.write_beside(self._beat_and_log)
             except Fenced as over:
                 raise _Over(None) from over
             except CatalogueError as error:
@@ -416,61 +423,80 @@ class Attempt:
         done, total = self.progress.done, self.progress.total
         if done is None:
             done, total = self.fed, self.total
-        jobs_table.change_held(
-            cx,
-            self.job.id,
-            self.job.attempt,
-            lambda job: rules.beat(job, progress=(done, total)),
-        )
+        jobs_table.beat(cx, self.job.id, self.job.attempt, (done, total))
+
+    def _beat_and_log(self, cx: Connection) -> None:
+        self._beat(cx)
         self._put_log(cx)
 
     def _put_log(self, cx: Connection) -> None:
-        if self.log.size != self._logged:
-            text = self.log.text()
-            row = LogRow(self.job.id, self.job.attempt, self.log.size, now_ms(), text)
-            jobs_table.put_log(cx, row)
-            self._logged = self.log.size
+        size = self.log.size
+        row = LogRow(self.job.id, self.job.attempt, size, now_ms(), self.log.text())
+        jobs_table.put_log(cx, row)
+        self._logged = size
 
     # --- the end ---
 
     async def _publish(self, verdict: Verdict) -> None:
-        def end(job: Job) -> Job:
-            now = now_ms()
-            match verdict:
-                case Done():
-                    return rules.done(job, result=json.dumps(self.result), now=now)
-                case Later(why, after_s):
-                    return rules.spared(job, why=why, after_s=after_s, now=now)
-                case Failed(error, final):
-                    chance = random.random()  # noqa: S311  spreads load, no secret
-                    return rules.failed(job, error=error, final=final, chance=chance, now=now)
-
-        if not isinstance(verdict, Done):
-            await self._discard()
-        await self._write(end, publish=isinstance(verdict, Done))
+        match verdict:
+            case Done():
+                await self._end_well()
+            case Later(why, after_s):
+                await self._discard()
+                await self._end(
+                    lambda job: rules.spared(job, why=why, after_s=after_s, now=now_ms())
+                )
+            case Failed(error, final):
+                await self._discard()
+                chance = random.random()  # noqa: S311  spreads load, no secret
+                await self._end(
+                    lambda job: rules.failed(
+                        job, error=error, final=final, chance=chance, now=now_ms()
+                    )
+                )
         log.info("job %s, attempt %d: %s", self.job.id, self.job.attempt, verdict)
 
-    async def _write(self, rule: Callable[[Job], Job], *, publish: bool = False) -> None:
-        """The attempt's last write; waits for a catalogue that cannot take it. Raises Fenced."""
+    async def _end_well(self) -> None:
+        """Publish the result. Raises Fenced, having published nothing."""
+        catalogue, job, stored = self.means.catalogue, self.job, self.stored
 
-        stored = self.stored if publish else None
+        def done(cx: Connection, files: Sequence[str] = ()) -> None:
+            result = json.dumps({**self.result, "files": [*files]})
+            jobs_table.done(cx, job.id, job.attempt, result=result, now=now_ms())
+
+        def done_and_log(cx: Connection) -> None:
+            if stored is None:
+                done(cx)
+            elif not jobs_table.is_done(cx, job.id, job.attempt):
+                # Undone where the fence refuses what comes next.
+                done(cx, [self.means.files.add(cx, stored, now_ms())])
+            if self.log.size:
+                self._put_log(cx)
+
+        if stored is not None:
+            # Files have rules of their own, which go by what nobody else writes meanwhile.
+            await self._write(catalogue.write, done_and_log)
+        elif self.log.size:
+            await self._write(catalogue.write_beside, done_and_log)
+        else:
+            await self._write(catalogue.write_alone, done)
+
+    async def _end(self, rule: Callable[[Job], Job]) -> None:
+        """An end that publishes nothing. Raises Fenced."""
 
         def end(cx: Connection) -> None:
-            def ended(held: Job) -> Job:
-                # Behind the fence: a result is published by the attempt that holds the job, or not.
-                if publish:
-                    self.result["files"] = (
-                        [] if stored is None else [self.means.files.add(cx, stored, now_ms())]
-                    )
-                return rule(held)
+            jobs_table.change_held(cx, self.job.id, self.job.attempt, rule)
+            if self.log.size:
+                self._put_log(cx)
 
-            jobs_table.change_held(cx, self.job.id, self.job.attempt, ended)
-            self._logged = 0
-            self._put_log(cx)
+        await self._write(self.means.catalogue.write_beside, end)
 
-        # Files have rules of their own, which go by what nobody else writes meanwhile.
-        catalogue = self.means.catalogue
-        write = catalogue.write_beside if stored is None else catalogue.write
+    async def _write(
+        self,
+        write: Callable[[Callable[[Connection], None]], Awaitable[None]],
+        end: Callable[[Connection], None],
+    ) -> None:
+        """The attempt's last write; waits for a catalogue that cannot take it. Raises Fenced."""
         with trio.CancelScope(shield=True):
             while True:
                 try:

@@ -65,6 +65,7 @@ class Worker:
         self._upkeep = Upkeep(means.catalogue, workers, host, settings.jobs.lease_s)
         self._hints = means.catalogue.hints(jobs_table.HINT)
         self._hinted = trio.Event()
+        self._unsure = False
         self.asked_to_stop = False
 
     async def run(self, signals: AsyncIterator[int]) -> None:
@@ -119,18 +120,30 @@ class Worker:
         names = list(self._settings.processors)
         self._hinted = trio.Event()
         try:
+            if self._unsure:
+                held = await self._means.catalogue.read(
+                    lambda cx: jobs_table.claimed_by(cx, self._lock.worker)
+                )
+                self._unsure = False
+                if held is not None:
+                    return held
             # Reading first: looking for work that is not there must not cost a commit. Where there
             # was some a moment ago, there likely is more.
             if look_first and not await self._means.catalogue.read(
                 lambda cx: jobs_table.count_due(cx, names, now_ms(), 1)
             ):
                 return None
-            return await self._means.catalogue.write_beside(self._claim_in)
+            try:
+                return await self._means.catalogue.write_alone(partial(self._claim_in, alone=True))
+            except jobs_table.NeedsTurn:
+                return await self._means.catalogue.write_beside(self._claim_in)
         except CatalogueError as error:
+            # It may have been claimed, and nobody told us.
+            self._unsure = True
             log.warning("no job can be claimed, trying again: %s", error)
             return None
 
-    def _claim_in(self, cx: Connection) -> Job | None:
+    def _claim_in(self, cx: Connection, *, alone: bool = False) -> Job | None:
         processors = self._settings.processors
         limits = {name: one.concurrency for name, one in processors.items()}
         agents = [name for name, one in processors.items() if one.starts_agent]
@@ -146,6 +159,7 @@ class Worker:
             host=self._host,
             now=now_ms(),
             asking=dict.fromkeys(agents, may_start),
+            alone=alone,
         )
 
     async def _attempt(self, job: Job) -> None:
