@@ -150,8 +150,8 @@ class Client:
             yield from page["items"][:limit]
             limit -= len(page["items"])
             cursor = page["next"]
-            if cursor is None or not page["items"]:
-                return
+            if cursor is None:
+                return  # not where a page is empty: a search may have looked for long in vain
 
     def text(self, path: str) -> str:
         """An answer that is no JSON."""

@@ -148,6 +148,35 @@ def test_lists_in_every_order(cx: Connection) -> None:
         files.list_files(cx, owner="ann", path="a", limit=1, cursor=cursor)
 
 
+@pytest.mark.parametrize("seen", [1, 2, 3, 50])
+def test_a_search_for_words_that_are_all_common_ends_and_goes_on(
+    cx: Connection, monkeypatch: pytest.MonkeyPatch, seen: int
+) -> None:
+    monkeypatch.setattr(files, "SEEN", seen)
+    names = [f"{'red ' * (n % 3 == 0)}{'green ' * (n % 4 == 0)}greens {n}" for n in range(1, 25)]
+    for number, name in enumerate(names, start=1):
+        make(cx, number, name=name)
+    make(cx, 99, name="red green of bob", owner="bob")
+
+    def found(q: str, owner: str | None) -> list[str]:
+        rows: list[str] = []
+        cursor = None
+        while True:
+            page, cursor = files.list_files(cx, owner=owner, q=q, limit=2, cursor=cursor)
+            rows += [row.name for row in page]
+            if cursor is None:
+                return rows
+
+    assert sorted(found("green red", "ann")) == sorted(names[2::3])  # "greens" begins so
+    assert sorted(found("red greens gr", "ann")) == sorted(names[2::3])
+    assert sorted(found("red green", None)) == sorted([*names[2::3], "red green of bob"])
+    assert found("red blue", "ann") == []
+    assert found("12 red", "ann") == [names[11]]
+    _, cursor = files.list_files(cx, owner="ann", q="green red", limit=1)
+    with pytest.raises(BadRequest, match="begin without it"):
+        files.list_files(cx, owner="ann", q="blue yellow", limit=1, cursor=cursor)
+
+
 def test_sweeper_sees_rows_by_key_and_by_age(cx: Connection) -> None:
     file, upload = make(cx, 1)
     other, open_upload = make(cx, 2)
@@ -254,7 +283,10 @@ def test_lists_walk_an_index(
 
     event.listen(cx, "before_cursor_execute", note)
     files.list_files(cx, owner=owner, limit=5, **wanted)
-    ((statement, values),) = asked
+    *before, (statement, values) = list(asked)
+    for counting, given in before:  # how many entries the words have, and where to end
+        plan = [row[3] for row in cx.exec_driver_sql(f"EXPLAIN QUERY PLAN {counting}", given)]
+        assert not any(step.startswith("SCAN file") or "TEMP" in step for step in plan), plan
     plan = [row[3] for row in cx.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values)]
     assert not any("TEMP B-TREE" in step for step in plan), plan
     if index is None:

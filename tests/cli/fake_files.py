@@ -41,6 +41,7 @@ class FakeFiles:
         self.faults: list[Fault] = []
         self.seen: list[tuple[str, str, int]] = []  # (method, what, bytes), of storage
         self.down_after: int | None = None  # so many parts pass, all others are answered 503
+        self.first_page_is_empty = False  # as of a search that has looked for long in vain
         self.now = 2_000_000_000_000
         self.signed = 0
         self.storage = ""
@@ -56,6 +57,8 @@ class FakeFiles:
             case ("POST", "files"):
                 return 201, self._create(body)
             case ("GET", "files"):
+                if self.first_page_is_empty and "cursor" not in query:
+                    return 200, {"items": [], "next": "c"}
                 return 200, {"items": self._listed(query), "next": None}
             case ("GET", "files", one):
                 return 200, self.files[one]

@@ -286,6 +286,15 @@ def test_a_name_means_its_newest_file(files: FakeFiles, holdover: Holdover) -> N
     assert Path("c").read_text() == "old"
 
 
+def test_a_page_that_is_empty_is_not_the_end_of_a_list(
+    files: FakeFiles, holdover: Holdover
+) -> None:
+    Path("a").write_bytes(b"x")
+    holdover("file", "put", "a")
+    files.first_page_is_empty = True
+    assert holdover("file", "get", "--force", "a").code == 0
+
+
 def test_stat_mv_and_rm(files: FakeFiles, holdover: Holdover) -> None:
     Path("a").write_text("hello")
     holdover("file", "put", "a")

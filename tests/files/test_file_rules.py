@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdoverd.errors import Conflict, Gone, TooLarge, Unprocessable
+from holdoverd.errors import BadRequest, Conflict, Gone, TooLarge, Unprocessable
 from holdoverd.files import passwords, rules
 from holdoverd.files.rules import FILE_MOVES, UPLOAD_MOVES, Held, LinkTerms, Parts
 from holdoverd.files.sweeper import wants_object, wants_upload
@@ -199,3 +199,25 @@ def test_password_matches_itself_alone() -> None:
     assert passwords.matches("pässword", stored)
     assert not passwords.matches("password", stored)
     assert "pässword" not in stored
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kept"),
+    [
+        ([""], [""]),
+        (["a"], ["a"]),
+        (["re", "report", "may"], ["report", "may"]),
+        (["b", "a", "a"], ["a", "b"]),
+        (["ab", "abc", "abcd", "b"], ["abcd", "b"]),
+    ],
+)
+def test_a_word_that_another_begins_with_is_not_looked_for(
+    wanted: list[str], kept: list[str]
+) -> None:
+    assert rules.needed(wanted) == kept
+
+
+def test_a_cursor_tells_which_word_led() -> None:
+    assert rules.leading(["report", "may"], "mayor") == "may"
+    with pytest.raises(BadRequest, match="not one of ours"):
+        rules.leading(["report", "may"], "june")

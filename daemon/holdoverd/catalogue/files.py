@@ -15,6 +15,7 @@ from sqlalchemy import (
     and_,
     delete,
     exists,
+    func,
     insert,
     or_,
     select,
@@ -38,6 +39,8 @@ from holdoverd.files.rules import (
     UploadState,
     Verified,
     check_quota,
+    leading,
+    needed,
     words,
 )
 
@@ -237,6 +240,9 @@ def list_files(
     `owner` None: everybody's. With `path`, that folder's by name (`below`: and of the folders in
     it); with `q`, those with a word that begins so, by that word; else the newest first. Several
     words in `q` have to be found all. Raises BadRequest for a cursor that is not of this list.
+
+    Of several words that are all common few files may have each: a page of them may be short, or
+    empty, and still have a next (`SEEN`).
     """
     query = select(*_FILE).where(_listed())
     if owner is not None:
@@ -279,8 +285,17 @@ def _found(
     limit: int,
     cursor: str | None,
 ) -> tuple[list[FileRow], str | None]:
-    # The longest word is the rarest, mostly. It leads; the others only have to be there.
-    lead, *others = sorted(wanted, key=len, reverse=True)
+    after: tuple[str, str] | None = None
+    if cursor is not None:
+        at, file = cursors.decode(cursor, "words", (str, str))
+        after = str(at), str(file)
+    wanted = needed(wanted)
+    # The rarest word leads; the others only have to be there.
+    lead, until = wanted[0], None
+    if len(wanted) > 1:
+        lead = _rarest(cx, wanted, owner) if after is None else leading(wanted, after[0])
+        until = _seen(cx, lead, owner, after)
+    others = [text for text in wanted if text != lead]
     word, other = file_words.c, file_words.alias().c
     query = (
         query.add_columns(word.word)
@@ -296,14 +311,49 @@ def _found(
     query = query.where(
         ~exists().where(other.file == word.file, _begins(other.word, lead), other.word < word.word)
     )
-    if cursor is not None:
-        after = cursors.decode(cursor, "words", (str, str))
+    if after is not None:
         query = query.where(tuple_(word.word, word.file) > tuple_(*after))
+    if until is not None:
+        query = query.where(tuple_(word.word, word.file) <= tuple_(*until))
     found = cx.execute(query.limit(limit + 1)).all()
     rows = [FileRow(*row[:-1]) for row in found]
     if len(rows) <= limit:
-        return rows, None
+        return rows, None if until is None else cursors.encode("words", until)
     return rows[:limit], cursors.encode("words", (found[limit - 1][-1], rows[limit - 1].id))
+
+
+SEEN = 2000
+"""How many entries of its rarest word a page of a search looks at, at most: of words that are all
+common, files that have each may lie anywhere, and the question must end."""
+
+
+def _rarest(cx: Connection, wanted: Sequence[str], owner: str | None) -> str:
+    """Of the words that with the fewest entries, as far as one needs to count."""
+    rarest, fewest = wanted[0], SEEN
+    for text in wanted:
+        some = _entries(text, owner).limit(fewest).subquery()
+        count = cx.execute(select(func.count()).select_from(some)).scalar_one()
+        if count < fewest:
+            rarest, fewest = text, count
+    return rarest
+
+
+def _seen(
+    cx: Connection, lead: str, owner: str | None, after: tuple[str, str] | None
+) -> tuple[str, str] | None:
+    """The last entry that a page looks at; None: there are no more than that."""
+    word = file_words.c
+    query = _entries(lead, owner).order_by(word.word, word.file)
+    if after is not None:
+        query = query.where(tuple_(word.word, word.file) > tuple_(*after))
+    found = cx.execute(query.offset(SEEN - 1).limit(1)).first()
+    return None if found is None else (found.word, found.file)
+
+
+def _entries(text: str, owner: str | None) -> Select[tuple[str, str]]:
+    word = file_words.c
+    query = select(word.word, word.file).where(_begins(word.word, text))
+    return query if owner is None else query.where(word.owner == owner)
 
 
 def _begins(column: ColumnElement[str], prefix: str) -> ColumnElement[bool]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote
 
-from holdoverd.errors import Conflict, Gone, TooLarge, Unprocessable
+from holdoverd.errors import BadRequest, Conflict, Gone, TooLarge, Unprocessable
 
 FileState = Literal["uploading", "ready", "deleted"]
 UploadState = Literal["opening", "open", "completed", "aborted"]
@@ -135,6 +135,26 @@ def words(name: str) -> list[str]:
     """What a file is found by: the runs of letters and digits in its name, folded, each once."""
     found = re.findall(r"[^\W_]+", name.casefold())
     return sorted({word[:64] for word in found})[:32]
+
+
+def needed(wanted: Sequence[str]) -> list[str]:
+    """The beginnings of words that have to be looked for, the longest first.
+
+    One that another begins with is found with it.
+    """
+    kept: list[str] = []
+    for text in sorted(set(wanted), key=lambda text: (-len(text), text)):
+        if not any(other.startswith(text) for other in kept):
+            kept.append(text)
+    return kept
+
+
+def leading(wanted: Sequence[str], word: str) -> str:
+    """Which of the `needed` led a search that has come to `word`; BadRequest: none of them."""
+    for text in wanted:
+        if word.startswith(text):
+            return text
+    raise BadRequest("The cursor is not one of ours for these words; begin without it.")
 
 
 # --- parts ------------------------------------------------------------------------------------

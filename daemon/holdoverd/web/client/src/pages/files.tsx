@@ -13,17 +13,28 @@ const words = strings.files;
 
 type Run = (act: () => Promise<string>) => Promise<void>;
 
+type Found = { items: StoredFile[]; next: string | null };
+
+/** Up to `limit` files. A page of a search may be short and have a next: then it looks on, the further the more are asked for. */
+async function found(q: string, limit: number): Promise<Found> {
+  const items: StoredFile[] = [];
+  let next: string | null = null;
+  for (let pages = 0; pages < limit / 5; pages += 1) {
+    const query = new URLSearchParams({ limit: String(limit - items.length), ...(q && { q }), ...(next && { cursor: next }) });
+    const page: Found = await call<Found>("GET", `/v1/files?${query}`);
+    items.push(...page.items);
+    next = page.next;
+    if (next === null || items.length >= limit) break;
+  }
+  return { items, next };
+}
+
 export function FilesPage() {
   useChanges(transfers);
   const [q, setQ] = useState("");
   const [limit, setLimit] = useState(50);
   const [told, setTold] = useState<string | null>(null);
-  const query = new URLSearchParams({ limit: String(limit), ...(q.trim() && { q: q.trim() }) });
-  const files = usePolled(
-    () => call<{ items: StoredFile[]; next: string | null }>("GET", `/v1/files?${query}`),
-    EVERY_MS,
-    `${transfers.finished} ${query}`,
-  );
+  const files = usePolled(() => found(q.trim(), limit), EVERY_MS, `${transfers.finished} ${limit} ${q.trim()}`);
   const links = usePolled(() => call<{ items: Link[] }>("GET", "/v1/links?limit=500"), EVERY_MS, "");
   const run: Run = async (act) => {
     try {
