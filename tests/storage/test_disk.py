@@ -61,6 +61,38 @@ async def test_disk_that_fails_is_told_and_asked_again() -> None:
     assert failing == []
 
 
+async def test_disk_begins_ahead_once_at_a_time_and_its_failure_is_still_told() -> None:
+    begun = 0
+    go_on = threading.Semaphore(0)
+
+    def ahead() -> None:
+        nonlocal begun
+        begun += 1
+        go_on.acquire()
+        raise OSError(errno.EIO, "Input/output error")
+
+    def sync() -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    disk = Disk(sync, ahead)
+    with trio.fail_after(20):
+        disk.begin()
+        disk.begin()
+        while not begun:
+            await trio.sleep(0.001)
+        disk.begin()
+        await wait_all_tasks_blocked()
+        assert begun == 1
+        go_on.release()
+        while begun < 2:
+            disk.begin()
+            await trio.sleep(0.001)
+        go_on.release()
+    with pytest.raises(StorageUnavailable, match="Input/output error"):
+        await disk.settle()
+    Disk(sync).begin()  # has nothing to begin with
+
+
 async def test_disk_is_that_of_the_storage_which_runs_here(tmp_path: Path) -> None:
     state, other = tmp_path / "state", tmp_path / "other"
     state.mkdir()
@@ -74,4 +106,5 @@ async def test_disk_is_that_of_the_storage_which_runs_here(tmp_path: Path) -> No
     (state / "storage").mkdir()
     under_up = Disk.below("http://[::1]:8781", state, other)
     assert under_up is not None
+    under_up.begin()
     await under_up.settle()

@@ -78,7 +78,7 @@ class Fetcher:
                     ) from error
 
     def stream(
-        self, file: Mapping[str, Any], write: Callable[[bytes], object], progress: Progress
+        self, file: Mapping[str, Any], write: Callable[[memoryview], object], progress: Progress
     ) -> None:
         """Hand the bytes of `file` to `write`, in order; the digest is known only at the end.
 
@@ -157,14 +157,15 @@ class _Fetching:
             with self._stop.lane() as lane:
                 self._fetch_part(lane, file, url, state, fd, first, progress)
                 state.done.add(first)
-        with ThreadPoolExecutor(1) as beside:
-            hashed = beside.submit(self._follow, state, fd)
+        # Hash and disk keep up with the parts: both are done soon after the last one then, where
+        # they would take as long again. Neither waits for the other.
+        with ThreadPoolExecutor(2) as beside:
+            following = [beside.submit(one, state, fd) for one in (self._hash, self._sync)]
             in_lanes(numbers, self._parallel, fetch, self._stop)
-            hashed.result()
+            for one in following:
+                one.result()
 
-    def _follow(self, state: "_State", fd: int) -> None:
-        """Hash the parts in order as they come, and have the disk keep up: both are then done soon
-        after the last one, where they would take as long again."""
+    def _hash(self, state: "_State", fd: int) -> None:
         digest = hashlib.sha256()
         for number in state.cut.numbers:
             while number not in state.done and state.cut.size:
@@ -172,9 +173,16 @@ class _Fetching:
             offset, length = state.cut.span(number)
             for block in blocks(fd, offset, length, self._stop):
                 digest.update(block)
-            if number % SYNC_EVERY == 0:
-                os.fdatasync(fd)
         state.sha256 = digest.hexdigest()
+
+    def _sync(self, state: "_State", fd: int) -> None:
+        synced = 0
+        while synced + SYNC_EVERY < state.cut.count:
+            if len(state.done) < synced + SYNC_EVERY:
+                self._stop.sleep(LOOK_S)
+                continue
+            synced = len(state.done)
+            os.fdatasync(fd)
 
     def _fetch_part(
         self,
@@ -189,7 +197,7 @@ class _Fetching:
         offset, length = state.cut.span(number)
         got_bytes = 0
 
-        def take(block: bytes) -> None:
+        def take(block: memoryview) -> None:
             nonlocal got_bytes
             self._stop.check()
             if got_bytes + len(block) > length:
@@ -214,14 +222,14 @@ class _Fetching:
         url: _Url,
         state: "_State",
         rest: Callable[[], tuple[int, int]],
-        take: Callable[[bytes], None],
+        take: Callable[[memoryview], None],
         restart: Callable[[], None],
     ) -> None:
         """Fetch bytes until `rest()`, (from, to), is empty, through breaks and renewals."""
         patience = Patience()
         what = str(file["name"])
 
-        def keep(block: bytes) -> None:
+        def keep(block: memoryview) -> None:
             take(block)
             patience.moved()
 
@@ -256,7 +264,7 @@ class _Fetching:
                 )
 
     def stream(
-        self, file: Mapping[str, Any], write: Callable[[bytes], object], progress: Progress
+        self, file: Mapping[str, Any], write: Callable[[memoryview], object], progress: Progress
     ) -> None:
         url = _Url(self._client, file["id"])
         size: int = url.answer["size"]
@@ -264,7 +272,7 @@ class _Fetching:
         digest = hashlib.sha256()
         at = 0
 
-        def take(block: bytes) -> None:
+        def take(block: memoryview) -> None:
             nonlocal at
             self._stop.check()
             try:
@@ -301,8 +309,8 @@ class _State:
         return {"part_size": self.cut.part_size, "etag": self.etag, "done": sorted(self.done)}
 
 
-def _write_all(fd: int, block: bytes, offset: int) -> None:
-    view = memoryview(block)
+def _write_all(fd: int, block: memoryview, offset: int) -> None:
+    view = block
     try:
         while view:
             count = os.pwrite(fd, view, offset)

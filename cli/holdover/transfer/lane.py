@@ -101,6 +101,7 @@ class Lane:
     def __init__(self) -> None:
         self._connection: http.client.HTTPConnection | None = None
         self._place: tuple[str, str] | None = None
+        self._buffer = memoryview(bytearray(BLOCK_BYTES))
 
     def put(
         self, url: str, headers: Mapping[str, str], length: int, blocks: Iterable[bytes]
@@ -116,16 +117,21 @@ class Lane:
             return self._finish(connection.getresponse())
         return self._finish(connection.getresponse())
 
-    def get(self, url: str, headers: Mapping[str, str], take: Callable[[bytes], object]) -> Got:
-        """Fetch; `take` gets the blocks of a 2xx answer's body, and may raise to end it."""
+    def get(
+        self, url: str, headers: Mapping[str, str], take: Callable[[memoryview], object]
+    ) -> Got:
+        """Fetch; `take` gets the blocks of a 2xx answer's body, and may raise to end it.
+
+        A block is overwritten by the next: all of a body go through one buffer.
+        """
         connection, target = self._to(url)
         connection.request("GET", target, headers=dict(headers))
         response = connection.getresponse()
         if not 200 <= response.status < 300:
             return self._finish(response)
         try:
-            while block := response.read(BLOCK_BYTES):
-                take(block)
+            while count := response.readinto(self._buffer):
+                take(self._buffer[:count])
         except BaseException:
             self.close()
             raise

@@ -10,8 +10,9 @@ MIB = 1 << 20
 USUAL_PART_BYTES = 16 * MIB
 DOWNLOAD_PART_BYTES = 16 * MIB
 MAX_PARTS = 10_000
-# URLs asked for at a time: few requests for a large file, and not many that expire unused.
-WINDOW = 64
+# URLs asked for at a time: few requests for a large file, and not many that expire unused. With each
+# the daemon has storage's disk go on, so that little is left for the end.
+WINDOW = 16
 
 
 @dataclass(frozen=True)

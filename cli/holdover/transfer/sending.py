@@ -31,7 +31,7 @@ from holdover.transfer.rules import (
 )
 
 PARALLEL = 4
-HASH_BLOCK_BYTES = 4 << 20
+HASH_BLOCK_BYTES = 1 << 20
 # A URL is not begun with when it ends so soon; one that was signed just now always is.
 URL_MARGIN_S = 2.0
 FRESH_S = 2.0

@@ -334,6 +334,8 @@ class Files:
                 "This upload takes no digests of parts, because the file was declared without its"
                 " sha256; leave them out, or start again and declare it."
             )
+        if wanted[0] > 1:
+            self.store.begin_to_settle()  # the parts before are there, most likely
         return {"parts": self._sign(file, upload, wanted, known, inside=inside)}
 
     async def file_of(self, who: Who, upload_id: str) -> tuple[str, str]:

@@ -339,6 +339,11 @@ class Store:
         if self._disk is not None:
             await self._disk.settle()
 
+    def begin_to_settle(self) -> None:
+        """Have the disk begin with what storage has taken so far; see `settle`."""
+        if self._disk is not None:
+            self._disk.begin()
+
     async def abort(self, key: str, upload_id: str) -> bool:
         """Give an upload up, with its parts; False when there is none (any more)."""
         done = await self._call(

@@ -28,11 +28,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Disk:
     """What `settle` waits for. One for a process; for any task of trio's.
 
-    `sync` blocks until all that was written before is on the disk, or raises OSError.
+    `sync` blocks until all that was written before is on the disk, or raises OSError; `ahead` does
+    the same, and keeps from `sync` no failure that it has met.
     """
 
-    def __init__(self, sync: Callable[[], None]) -> None:
+    def __init__(self, sync: Callable[[], None], ahead: Callable[[], None] | None = None) -> None:
         self._sync = sync
+        self._ahead = ahead
+        self._is_ahead = False
         self._turn = trio.Lock()
         self._begun = 0
         self._ended = 0
@@ -51,7 +54,30 @@ class Disk:
         # Any file of the file system stands for it, and storage's own may not be opened here.
         if data.stat().st_dev != state_dir.stat().st_dev:
             return cls(os.sync)
-        return cls(_syncing(os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)))
+        # Each has its own: the kernel tells of a failed write once to each descriptor.
+        one, other = (
+            os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for _ in range(2)
+        )
+        return cls(_syncing(one), _syncing(other))
+
+    def begin(self) -> None:
+        """Have the disk begin with what storage has taken so far, and wait for nothing.
+
+        The kernel leaves a file of some gigabytes in its cache until somebody asks, and whoever
+        completes it would wait for all of it.
+        """
+        if self._ahead is not None and not self._is_ahead:
+            self._is_ahead = True
+            trio.lowlevel.spawn_system_task(self._begin, self._ahead)
+
+    async def _begin(self, ahead: Callable[[], None]) -> None:
+        try:
+            # A disk that does not answer keeps no daemon from ending.
+            await trio.to_thread.run_sync(ahead, abandon_on_cancel=True)
+        except OSError:
+            pass  # `settle` meets it as well, and tells
+        finally:
+            self._is_ahead = False
 
     async def settle(self) -> None:
         """Return once all that storage had taken when this was called is on the disk.
@@ -75,7 +101,7 @@ class Disk:
 
 
 def _syncing(fd: int) -> Callable[[], None]:
-    # Kept open: the kernel tells of a failed write once to each descriptor that was open then.
+    # Kept open: only a descriptor that was open when a write failed is told of it.
     def sync() -> None:
         if _libc.syncfs(fd) != 0:
             number = ctypes.get_errno()
