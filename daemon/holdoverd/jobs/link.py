@@ -2,6 +2,7 @@
 
 import array
 import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -17,6 +18,7 @@ from holdoverd.errors import HoldoverError
 from holdoverd.jobs import runner
 
 CONNECT_S = 10.0
+STDIN_BYTES = 1 << 20
 
 
 class RunnerLost(HoldoverError):
@@ -62,6 +64,10 @@ class Link:
                     "Is its socket unit started? See `systemctl status 'holdover-processor-*'`."
                 ) from error
         pipes = [os.pipe() for _ in range(4)]  # stdin, stdout, stderr, progress
+        # A whole piece goes in at once, and the processor has something to do while the next is
+        # fetched. Refused where its user has many such pipes already; then as it was.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(pipes[0][1], fcntl.F_SETPIPE_SZ, STDIN_BYTES)
         theirs_fds = [pipes[0][0], *(write for _, write in pipes[1:])]
         ours_fds = [pipes[0][1], *(read for read, _ in pipes[1:])]
         body = json.dumps(request).encode()

@@ -24,7 +24,7 @@ from holdoverd.storage.signing import Signer
 
 T = TypeVar("T")
 
-PIECE_BYTES = 256 << 10
+PIECE_BYTES = 1 << 20
 READ_TIMEOUT_S = 60
 # It is used at once; a clock that is a little behind must not make it void.
 URL_S = 900
