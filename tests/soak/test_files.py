@@ -73,12 +73,13 @@ TRACED = "read,readv,recvfrom,recvmsg,write,writev,sendto,sendmsg,sendfile,splic
 
 @contextmanager
 def counting(pid: int, folder: Path) -> Iterator[list[int]]:
-    """How many bytes the daemon's calls moved, whatever they moved them between: pipes, sockets,
-    files. SQLite's (pread, pwrite) are left out."""
+    """How many bytes the daemon's calls moved, whatever they moved them between: pipes, sockets, files
+    below `folder`, where workspace and storage are. Files elsewhere are its own program, of which it
+    loads a part when it first needs it; SQLite's calls (pread, pwrite) are left out."""
     counted: list[int] = []
     output = folder / "calls"
     tracer = subprocess.Popen(
-        ["strace", "-f", "-q", "-e", f"trace={TRACED}", "-e", "signal=none", "-s", "0",
+        ["strace", "-f", "-q", "-y", "-e", f"trace={TRACED}", "-e", "signal=none", "-s", "0",
          "-o", str(output), "-p", str(pid)],
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
@@ -89,7 +90,39 @@ def counting(pid: int, folder: Path) -> Iterator[list[int]]:
     finally:
         tracer.send_signal(signal.SIGINT)
         tracer.wait(60)
-    counted.append(sum(map(int, re.findall(r" = (\d+)$", output.read_text(), re.MULTILINE))))
+    counted.append(moved(output.read_text(), str(folder)))
+
+
+def moved(calls: str, folder: str) -> int:
+    """The bytes of the calls that strace tells of, but for files that lie outside of `folder`."""
+    total = 0
+    begun: dict[str, str] = {}  # {thread: its call, which another's line cut in two}
+    for line in calls.splitlines():
+        thread, _, call = line.partition(" ")
+        if call.endswith("<unfinished ...>"):
+            begun[thread] = call
+            continue
+        if call.lstrip().startswith("<..."):
+            call = begun.pop(thread, "") + call
+        result = re.search(r" = (\d+)$", call)
+        file = re.search(r"\w+\(\d+<(/[^>]*)>", call)
+        if result and (file is None or file[1].startswith(folder)):
+            total += int(result[1])
+    return total
+
+
+def test_calls_are_counted_by_what_they_moved_between() -> None:
+    calls = """\
+10 read(5</t/f/a>, ""..., 9) = 7
+10 read(5</usr/lib/a.pyc>, ""..., 9) = 1000
+11 recvfrom(6<TCP:[1]>, <unfinished ...>
+12 read(5</usr/lib/a.pyc>, <unfinished ...>
+11 <... recvfrom resumed>""..., 9, 0, NULL, NULL) = 20
+12 <... read resumed>""..., 9) = 1000
+12 write(7<pipe:[9]>, ""..., 9) = 300
+12 read(7<pipe:[9]>, 0x7f, 9) = -1 EAGAIN (Resource temporarily unavailable)
+"""
+    assert moved(calls, "/t/f") == 327
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace, not found")
