@@ -322,7 +322,7 @@ def _found(
     return rows[:limit], cursors.encode("words", (found[limit - 1][-1], rows[limit - 1].id))
 
 
-SEEN = 2000
+SEEN = 1000
 """How many entries of its rarest word a page of a search looks at, at most: of words that are all
 common, files that have each may lie anywhere, and the question must end."""
 
