@@ -22,6 +22,10 @@ from holdoverd.catalogue.store import Catalogue
 from tests.needs import NO_POSTGRESQL
 from tests.postgres import Postgres
 
+# Daemons, keepers and agents are started hundreds of times here, and find their modules compiled, as
+# installed ones do.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 
 class _ByFolder(LoadScopeScheduling):
     """A folder's tests run in one worker: they share machines, servers and browsers."""

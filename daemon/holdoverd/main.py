@@ -29,7 +29,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import trio
 
@@ -53,7 +53,6 @@ from holdoverd.jobs.stored import StoredFiles
 from holdoverd.metrics import gather
 from holdoverd.metrics.counts import Counts
 from holdoverd.metrics.table import Samples
-from holdoverd.push.keys import load_key
 from holdoverd.push.service import Push
 from holdoverd.retention import Retention
 from holdoverd.search import fill
@@ -66,6 +65,9 @@ from holdoverd.settings import Settings, load_default
 from holdoverd.skills.service import Skills
 from holdoverd.storage.client import Store
 from holdoverd.storage.credentials import load_credentials
+
+if TYPE_CHECKING:
+    from holdoverd.push.sealing import Sealing
 
 log = logging.getLogger("holdoverd")
 
@@ -148,8 +150,7 @@ async def run(
             await nursery.start(watch.run)
             push = Push(
                 catalogue,
-                load_key(os.environ, state_dir),
-                contact(settings),
+                partial(sealing, state_dir, contact(settings)),
                 hosts=settings.push.hosts,
             )
             nursery.start_soon(push.run)
@@ -401,6 +402,13 @@ def take_listeners(siblings: Path) -> dict[str, list[socket.socket]]:
             "holdover-admin.socket`, or without systemd by `holdover up`."
         )
     return {door: given[door] for door in DOORS}
+
+
+def sealing(state_dir: Path, subject: str) -> "Sealing":
+    """What web push is sealed with. In a thread: what it imports takes a tenth of a second."""
+    from holdoverd.push.keys import load_sealing
+
+    return load_sealing(os.environ, state_dir, subject)
 
 
 def contact(settings: Settings) -> str:

@@ -45,6 +45,8 @@ LIBRARIES = ("trio", "trio-websocket", "wsproto", "msgspec", "SQLAlchemy", "clic
 
 
 def main(names: list[str]) -> int:
+    # What is started finds its modules compiled, as what is installed does.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if unknown := set(names) - MEASUREMENTS.keys():
         print(f"No measurement {', '.join(unknown)}; there are {', '.join(MEASUREMENTS)}.")
         return 2

@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from holdoverd.errors import Unprocessable
-from holdoverd.push import rules
+from holdoverd.push import rules, sealing
 from tests.push.loopback import Browser, base64url, claims_of, from_base64url
 
 
@@ -50,7 +50,7 @@ def test_a_message_is_short_whatever_the_agent_says() -> None:
     assert message is not None
     browser = Browser()
     to = rules.Target("https://push.example/1", browser.p256dh, browser.auth)
-    body = rules.seal(to, message, ec.generate_private_key(rules.CURVE), bytes(16))
+    body = sealing.seal(to, message, ec.generate_private_key(sealing.CURVE), bytes(16))
     assert len(body) <= 4096
     assert json.loads(browser.open(body)) == message
 
@@ -59,14 +59,14 @@ def test_the_example_of_rfc_8291() -> None:
     """Section 5, with the values of its appendix A."""
     secret = ec.derive_private_key(
         int.from_bytes(from_base64url("yfWPiYE-n46HLnH0KqZOF1fJJU3MYrct3AELtAQ-oRw"), "big"),
-        rules.CURVE,
+        sealing.CURVE,
     )
     theirs = (
         "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4"
     )
     my_secret = ec.derive_private_key(
         int.from_bytes(from_base64url("q1dXpw3UpT5VOmu_cf_v6ih07Aems3njxI-JWgLcM94"), "big"),
-        rules.CURVE,
+        sealing.CURVE,
     )
     auth = from_base64url("BTBZMqHH6r4Tts7J_aSIgg")
     expected = (
@@ -76,19 +76,19 @@ def test_the_example_of_rfc_8291() -> None:
     to = rules.Target("https://push.example/1", from_base64url(theirs), auth)
     salt = from_base64url("DGv6ra1nlYgDCS1FRnbzlw")
     text = b"When I grow up, I want to be a watermelon"
-    assert base64url(rules.seal_text(to, text, secret, salt)) == expected
+    assert base64url(sealing.seal_text(to, text, secret, salt)) == expected
     assert Browser(my_secret, auth).open(from_base64url(expected)) == text
 
 
 def test_who_sends_is_signed_for_one_service_and_for_some_hours() -> None:
-    key = ec.generate_private_key(rules.CURVE)
+    key = ec.generate_private_key(sealing.CURVE)
     to = rules.Target("https://push.example:8443/abc?d", b"", b"")
-    claims = claims_of(rules.authorization(to, key, "mailto:a@b", 1234))
+    claims = claims_of(sealing.authorization(to, key, "mailto:a@b", 1234))
     assert claims == {
         "aud": "https://push.example:8443",
         "exp": 1234,
         "sub": "mailto:a@b",
-        "key": rules.public_text(key),
+        "key": sealing.public_text(key),
     }
 
 
@@ -120,8 +120,9 @@ def test_only_https_addresses_are_taken(endpoint: str) -> None:
     [("", ""), ("x", "y"), (base64url(b"\4" + bytes(64)), "A" * 22), ("é", "A" * 22)],
 )
 def test_keys_that_are_none_are_refused(p256dh: str, auth: str) -> None:
+    ours = sealing.Sealing(ec.generate_private_key(sealing.CURVE), "mailto:a@b")
     with pytest.raises(Unprocessable):
-        rules.target("https://push.example/1", p256dh, auth)
+        ours.check_key(rules.target("https://push.example/1", p256dh, auth))
 
 
 @pytest.mark.parametrize(

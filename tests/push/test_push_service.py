@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import Connection
 
@@ -18,7 +22,8 @@ from holdoverd.catalogue.store import Catalogue
 from holdoverd.errors import Forbidden, NotFound, SettingsError
 from holdoverd.ids import now_ms
 from holdoverd.push import service as push_service_module
-from holdoverd.push.keys import load_key
+from holdoverd.push.keys import load_key, load_sealing
+from holdoverd.push.sealing import Sealing
 from holdoverd.push.service import Push
 from tests.http.kit import open_doors
 from tests.push.loopback import Browser, Service, claims_of, push_service
@@ -68,14 +73,18 @@ def view(owner: str = "alice", state: str = "waiting") -> dict[str, Any]:
 KEY = ec.generate_private_key(ec.SECP256R1())
 
 
+def sealing_of(key: ec.EllipticCurvePrivateKey) -> Callable[[], Sealing]:
+    return lambda: Sealing(key, "https://holdover.example")
+
+
 async def test_a_browser_reads_what_its_owner_is_told_and_the_service_does_not(
     catalogue: Catalogue, caller: Caller, remote: Service
 ) -> None:
-    push = Push(catalogue, KEY, "https://holdover.example", hosts=["127.0.0.1"])
+    push = Push(catalogue, sealing_of(KEY), hosts=["127.0.0.1"])
     mine, others = Browser(), Browser(auth=b"another browser!")
     await push.subscribe(caller, remote.endpoint("mine"), **mine.keys())
     # Of another host's key, as a second host of one catalogue would have it.
-    elsewhere = Push(catalogue, ec.generate_private_key(ec.SECP256R1()), "https://x")
+    elsewhere = Push(catalogue, sealing_of(ec.generate_private_key(ec.SECP256R1())))
     await elsewhere.subscribe(caller, remote.endpoint("others"), **others.keys())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(push.run)
@@ -93,7 +102,7 @@ async def test_a_browser_reads_what_its_owner_is_told_and_the_service_does_not(
     assert (headers["Content-Encoding"], headers["Urgency"]) == ("aes128gcm", "high")
     claims = claims_of(headers["Authorization"])
     assert claims["aud"] == f"https://127.0.0.1:{remote.port}"
-    assert claims["key"] == push.public_key
+    assert claims["key"] == await push.public_key()
     assert all(b"Mend" not in body for _, _, body in came)
 
 
@@ -101,7 +110,7 @@ async def test_a_browser_reads_what_its_owner_is_told_and_the_service_does_not(
 async def test_what_a_service_has_forgotten_is_removed(
     catalogue: Catalogue, caller: Caller, remote: Service, status: int
 ) -> None:
-    push = Push(catalogue, KEY, "https://holdover.example", hosts=["127.0.0.1"])
+    push = Push(catalogue, sealing_of(KEY), hosts=["127.0.0.1"])
     made = await push.subscribe(caller, remote.endpoint("x"), **Browser().keys())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(push.run)
@@ -120,13 +129,14 @@ async def test_what_a_service_has_forgotten_is_removed(
 
 
 async def known(catalogue: Catalogue, push: Push) -> list[subscriptions.Subscription]:
-    return await catalogue.read(lambda cx: subscriptions.of(cx, "alice", push.public_key, now_ms()))
+    key = await push.public_key()
+    return await catalogue.read(lambda cx: subscriptions.of(cx, "alice", key, now_ms()))
 
 
 async def test_nothing_is_sent_to_hosts_that_are_not_public(
     catalogue: Catalogue, caller: Caller, remote: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
-    push = Push(catalogue, KEY, "https://holdover.example")
+    push = Push(catalogue, sealing_of(KEY))
     await push.subscribe(caller, remote.endpoint("x"), **Browser().keys())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(push.run)
@@ -141,7 +151,7 @@ async def test_nothing_is_sent_to_hosts_that_are_not_public(
 async def test_a_subscription_ends_with_its_token_and_belongs_to_its_owner(
     catalogue: Catalogue, caller: Caller
 ) -> None:
-    push = Push(catalogue, KEY, "https://holdover.example")
+    push = Push(catalogue, sealing_of(KEY))
     first = await push.subscribe(caller, "https://push.example/1", **Browser().keys())
     again = await push.subscribe(caller, "https://push.example/1", **Browser().keys())
     assert [row.id for row in await known(catalogue, push)] == [again]
@@ -159,7 +169,7 @@ async def test_more_than_fits_is_dropped_and_nobody_waits(
     catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(push_service_module, "MAX_WAITING", 3)
-    push = Push(catalogue, KEY, "https://holdover.example")
+    push = Push(catalogue, sealing_of(KEY))
     for _ in range(5):
         push.levels_changed("working", frozenset(), view())
     assert caplog.text.count("a message is dropped") == 2
@@ -183,13 +193,13 @@ def test_a_key_is_made_once_and_a_credential_goes_before_it(tmp_path: Path) -> N
 
 
 async def test_the_doors_take_and_end_a_subscription(catalogue: Catalogue) -> None:
-    push = Push(catalogue, KEY, "https://holdover.example")
+    push = Push(catalogue, sealing_of(KEY))
     async with open_doors(catalogue, push=push) as doors:
         secret, _ = await doors.token("alice", ("read",))
         headers = {"Authorization": f"Bearer {secret}"}
         assert (await doors.ask("GET", "/v1/push")).status == 401
         answer = await doors.ask("GET", "/v1/push", **headers)
-        assert answer.json() == {"public_key": push.public_key}
+        assert answer.json() == {"public_key": await push.public_key()}
         body = {"endpoint": "https://push.example/1", "keys": Browser().keys()}
         made = await doors.ask("POST", "/v1/push", body, **headers)
         assert made.status == 201
@@ -206,6 +216,36 @@ async def test_the_doors_take_and_end_a_subscription(catalogue: Catalogue) -> No
         assert (await doors.ask("DELETE", path, **headers)).status == 404
 
 
+async def test_a_key_that_cannot_be_read_costs_push_and_nothing_else(
+    catalogue: Catalogue, tmp_path: Path
+) -> None:
+    (tmp_path / "push").write_text("anything")
+    env = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    push = Push(catalogue, partial(load_sealing, env, tmp_path, "mailto:a@b"))
+    async with open_doors(catalogue, push=push) as doors:
+        secret, _ = await doors.token("alice", ("read",))
+        answer = await doors.ask("GET", "/v1/push", Authorization=f"Bearer {secret}")
+        assert answer.status == 503
+        assert "no private key in PEM" in answer.json()["error"]["message"]
+
+
+async def test_where_nobody_is_to_be_told_no_key_is_loaded(catalogue: Catalogue) -> None:
+    def load() -> Sealing:
+        raise AssertionError("nobody has subscribed")
+
+    push = Push(catalogue, load)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(push.run)
+        push.levels_changed("working", frozenset(), view())
+        await trio.testing.wait_all_tasks_blocked(0.2)
+        nursery.cancel_scope.cancel()
+
+
+def test_a_daemon_starts_without_what_only_push_needs() -> None:
+    code = "import sys, holdoverd.main; sys.exit('cryptography' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 async def test_subscriptions_in_either_database(migrated: str) -> None:
     catalogue = Catalogue.open(migrated)
 
@@ -217,11 +257,13 @@ async def test_subscriptions_in_either_database(migrated: str) -> None:
         row = subscriptions.Subscription("n_1", "alice", token.id, "https://p/1", "p", "a", "k")
         subscriptions.put(cx, row, now=1)
         subscriptions.put(cx, row, now=2)
+        assert subscriptions.exist(cx)
         assert subscriptions.of(cx, "alice", "k", now=99) == [row]
         assert subscriptions.of(cx, "alice", "k", now=100) == []
         assert subscriptions.of(cx, "alice", "other", now=1) == []
         assert not subscriptions.remove(cx, "n_1", "bob")
         assert subscriptions.remove(cx, "n_1", None)
+        assert not subscriptions.exist(cx)
 
     try:
         await catalogue.write(look)

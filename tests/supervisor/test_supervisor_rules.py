@@ -179,6 +179,12 @@ def test_variables_meant_for_others_are_not_passed_on(env: dict[str, str]) -> No
         assert not strange.keys() & passed.keys()
 
 
+def test_a_daemon_may_keep_what_it_compiled_whatever_else_may(env: dict[str, str]) -> None:
+    plan = make_plan(UpOptions(), env | {"PYTHONDONTWRITEBYTECODE": "1"})
+    assert "PYTHONDONTWRITEBYTECODE" not in plan.environment
+    assert plan.keeper_environment["PYTHONDONTWRITEBYTECODE"] == "1"
+
+
 def test_folder_too_deep_for_sockets_is_named(env: dict[str, str]) -> None:
     deep = "/" + "x" * MAX_RUNTIME_BYTES
     with pytest.raises(SettingsError, match="too long for sockets"):

@@ -45,6 +45,11 @@ def remove(cx: Connection, subscription: str, owner: str | None) -> bool:
     return cx.execute(query).rowcount > 0
 
 
+def exist(cx: Connection) -> bool:
+    """Whether anybody is to be told of anything."""
+    return cx.execute(select(subscriptions.c.id).limit(1)).first() is not None
+
+
 def of(cx: Connection, owner: str, key: str, now: int) -> list[Subscription]:
     """Whom to tell of a session of `owner`'s: made for our `key`, by a token that is still good."""
     table = subscriptions

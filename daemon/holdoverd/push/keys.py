@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from holdoverd.errors import SettingsError
+from holdoverd.push.sealing import Sealing
 from holdoverd.whole import write_whole
 
 CREDENTIAL = "push"
@@ -59,3 +60,8 @@ def _make(path: Path) -> None:
         pass
     finally:
         draft.unlink()
+
+
+def load_sealing(env: Mapping[str, str], state_dir: Path, subject: str) -> Sealing:
+    """`Sealing` with `load_key`'s key; raises as that does."""
+    return Sealing(load_key(env, state_dir), subject)

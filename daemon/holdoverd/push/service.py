@@ -3,24 +3,25 @@
 import base64
 import http.client
 import logging
-import os
 import socket
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from holdoverd.callers import Caller
 from holdoverd.catalogue import subscriptions
 from holdoverd.catalogue.store import Catalogue
 from holdoverd.catalogue.subscriptions import Subscription
-from holdoverd.errors import CatalogueError, Forbidden, NotFound
+from holdoverd.errors import Forbidden, NotFound, SettingsError, Unavailable
 from holdoverd.ids import new_id, now_ms
 from holdoverd.push import rules
+
+if TYPE_CHECKING:
+    from holdoverd.push.sealing import Sealing
 
 log = logging.getLogger(__name__)
 
@@ -45,36 +46,47 @@ class PushRefusedError(Exception):
 
 
 class Push:
-    """Made once by `main`. `hosts` may be sent to wherever they are; others on the internet only."""
+    """Made once by `main`. `hosts` may be sent to wherever they are; others on the internet only.
+
+    `load` is called in a thread when somebody is to be told for the first time, or asks who tells.
+    """
 
     def __init__(
-        self,
-        catalogue: Catalogue,
-        key: ec.EllipticCurvePrivateKey,
-        subject: str,
-        *,
-        hosts: Sequence[str] = (),
+        self, catalogue: Catalogue, load: "Callable[[], Sealing]", *, hosts: Sequence[str] = ()
     ) -> None:
         self._catalogue = catalogue
-        self._key = key
-        self._subject = subject
+        self._load = load
+        self._loading = trio.Lock()
+        self._sealing: Sealing | None = None
         self._hosts = frozenset(hosts)
-        self._trust = ssl.create_default_context()
+        self._trust: ssl.SSLContext | None = None
         self._send, self._receive = trio.open_memory_channel[tuple[str, dict[str, str]]](
             MAX_WAITING
         )
 
+    async def _sealed_by(self) -> "Sealing":
+        """Raises Unavailable where this host's key cannot be read."""
+        async with self._loading:
+            if self._sealing is None:
+                try:
+                    self._sealing = await trio.to_thread.run_sync(self._load)
+                except SettingsError as error:
+                    raise Unavailable(f"This host cannot push: {error}") from error
+            return self._sealing
+
     # -- what the doors ask ------------------------------------------------------------------------
 
-    @property
-    def public_key(self) -> str:
-        return rules.public_text(self._key)
+    async def public_key(self) -> str:
+        """What browsers subscribe for. Raises Unavailable."""
+        return (await self._sealed_by()).public_key
 
     async def subscribe(self, caller: Caller, endpoint: str, p256dh: str, auth: str) -> str:
         """Have this browser told; its id. The same endpoint again replaces what was known of it."""
         found = rules.target(endpoint, p256dh, auth)
         if caller.token_id is None:
             raise Forbidden("A subscription belongs to a token; subscribe at the public door.")
+        sealing = await self._sealed_by()
+        sealing.check_key(found)
         row = Subscription(
             new_id("n"),
             caller.owner,
@@ -82,7 +94,7 @@ class Push:
             found.endpoint,
             p256dh,
             auth,
-            self.public_key,
+            sealing.public_key,
         )
         await self._catalogue.write(partial(subscriptions.put, row=row, now=now_ms()))
         return row.id
@@ -115,24 +127,26 @@ class Push:
     async def _sender(self) -> None:
         async for owner, message in self._receive.clone():
             try:
+                # Nearly no host has any: then there is nothing to load.
+                if self._sealing is None and not await self._catalogue.read(subscriptions.exist):
+                    continue
+                sealing = await self._sealed_by()
                 found = await self._catalogue.read(
-                    partial(subscriptions.of, owner=owner, key=self.public_key, now=now_ms())
+                    partial(subscriptions.of, owner=owner, key=sealing.public_key, now=now_ms())
                 )
                 for one in found:
-                    await self._tell(one, message)
-            except CatalogueError as error:
+                    await self._tell(sealing, one, message)
+            except Unavailable as error:
                 log.warning("push: %s A message is dropped.", error)
             except Exception:
                 # A defect here costs a message, not the instance.
                 log.exception("push: a message was not sent")
 
-    async def _tell(self, one: Subscription, message: dict[str, str]) -> None:
+    async def _tell(self, sealing: "Sealing", one: Subscription, message: dict[str, str]) -> None:
         to = rules.target(one.endpoint, one.p256dh, one.auth)
-        body = rules.seal(to, message, ec.generate_private_key(rules.CURVE), os.urandom(16))
+        body = sealing.seal(to, message)
         headers = {
-            "Authorization": rules.authorization(
-                to, self._key, self._subject, int(time.time()) + AUTHORIZED_S
-            ),
+            "Authorization": sealing.authorization(to, int(time.time()) + AUTHORIZED_S),
             "Content-Encoding": "aes128gcm",
             "Content-Type": "application/octet-stream",
             "TTL": str(KEPT_S),
@@ -162,6 +176,8 @@ class Push:
         public = bool(addresses) and all(map(rules.may_be_sent_to, addresses))
         if not public and to.host not in self._hosts:
             raise PushRefusedError("it is not on the public internet")
+        if self._trust is None:
+            self._trust = ssl.create_default_context()
         connection = http.client.HTTPSConnection(to.host, to.port, timeout=SEND_S)
         raw = socket.create_connection((addresses[0], to.port), timeout=SEND_S)
         try:

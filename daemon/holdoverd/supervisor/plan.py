@@ -140,7 +140,9 @@ def make_plan(options: UpOptions, env: Mapping[str, str]) -> Plan:
         if settings.sources[key] == "default":
             passed["HOLDOVER_" + key.replace(".", "_").upper()] = value
     daemon = {
-        **passed,
+        # Of an environment that forbids it to keep what it compiled, a daemon would have to compile
+        # all of itself anew each time it is started after a crash: half a second.
+        **{key: value for key, value in passed.items() if key != "PYTHONDONTWRITEBYTECODE"},
         "STATE_DIRECTORY": str(state),
         "HOLDOVER_STATE_DIR": str(state),
         "HOLDOVER_RUNTIME_DIR": str(runtime),

@@ -8,7 +8,7 @@ from holdoverd.http.wire import Request, Response, json_response, no_content
 
 async def show(context: Context, _request: Request) -> Response:
     """The key that a browser subscribes for."""
-    return json_response({"public_key": _push(context).public_key})
+    return json_response({"public_key": await _push(context).public_key()})
 
 
 async def subscribe(context: Context, request: Request) -> Response:
