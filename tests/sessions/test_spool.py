@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 
 from holdoverd.agents.stream_json import OversizeLine
 from holdoverd.catalogue.records import LaunchRow
 from holdoverd.sessions import spool as spool_module
-from holdoverd.sessions.spool import Spool, SpoolReader
+from holdoverd.sessions.spool import Spool, SpoolReader, Wake
 
 
 @pytest.fixture(autouse=True)
@@ -92,3 +94,21 @@ def test_reading_ahead_goes_on_behind_a_line_of_many_reads(spool: Spool) -> None
         while reader.read_ahead():
             pass
     assert reader.read_ahead()
+
+
+async def test_a_bell_remembers_one_ring_and_wakes_who_waits() -> None:
+    bell = Wake()
+    bell.ring()
+    bell.ring()
+    await bell.wait_rung()
+    with trio.move_on_after(0) as scope:
+        await bell.wait_rung()
+    assert scope.cancelled_caught, "both rings were one"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bell.wait_rung)
+        await trio.testing.wait_all_tasks_blocked()
+        bell.ring()
+        bell.ring()
+    with trio.move_on_after(0) as scope:
+        await bell.wait_rung()
+    assert scope.cancelled_caught, "who waited has heard both"

@@ -276,8 +276,8 @@ class Stream:
         self._dropped = False  # given up: nobody is there to read a farewell
         # -- for detaching
         self._transport: Transport | None = None  # once it serves frames
-        self._serving = trio.Event()
-        self._finished = trio.Event()
+        self._serving = False
+        self._finished = False
         self._detaching = False
         self._frozen = False
         self._leaving: tuple[ViewerCursor, tuple[str | bytes, ...]] | None = None
@@ -337,8 +337,8 @@ class Stream:
             if self._viewer is not None:
                 self._viewer.close()
             self._gone = True
-            self._finished.set()
-            self._serving.set()
+            self._finished = True
+            self._serving = True
             self._moved.ring()
 
     async def _run(self, transport: Transport) -> None:
@@ -398,7 +398,8 @@ class Stream:
                 tasks.start_soon(self._guarded, self._frames, ws, viewer)
                 tasks.start_soon(self._guarded, self._reader, ws)
                 tasks.start_soon(self._guarded, self._worker, ws, viewer)
-                self._serving.set()
+                self._serving = True
+                self._moved.ring()
                 await self._pulse(ws, transport, tasks)
                 # Before the others are cancelled: one may be in the middle of sending a frame.
                 await self._close(ws)
@@ -435,7 +436,8 @@ class Stream:
         self._detaching = True
         try:
             with trio.move_on_after(DETACH_S):
-                await self._serving.wait()
+                while not self._serving:
+                    await self._moved.wait_rung()
                 # What is being done cannot be undone, nor done twice: it is waited for. Nothing has
                 # been touched until then, so nothing has to be taken back.
                 self._queue.hold()
@@ -486,7 +488,8 @@ class Stream:
                 else:
                     self._leaving = (cursor, self._queue.frames())
                 self._ended.set()
-                await self._finished.wait()
+                while not self._finished:
+                    await self._moved.wait_rung()
         return self.left is not None
 
     def _state(

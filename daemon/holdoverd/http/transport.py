@@ -37,6 +37,11 @@ def _as_stream_error(error: OSError) -> trio.BrokenResourceError | trio.ClosedRe
     return trio.BrokenResourceError(f"the connection broke: {error}")
 
 
+def _cut(data: bytes, max_bytes: int | None) -> tuple[bytes, bytes]:
+    """(at most `max_bytes` of it, the rest)."""
+    return data[: max_bytes or len(data)], data[max_bytes or len(data) :]
+
+
 class Transport(trio.abc.HalfCloseableStream):
     """`stream`, but `head` is received first, and nothing behind it until something was sent.
 
@@ -58,12 +63,12 @@ class Transport(trio.abc.HalfCloseableStream):
         self._stream = stream
         # SocketStream.send_all, when cancelled, cannot tell how much it has sent.
         self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
-        self._head = memoryview(head)
-        self._rest = memoryview(rest)
+        self._head = head
+        self._rest = rest
         self._swallow = unsent is not None
         self._unsent: list[bytes | memoryview] = [unsent] if unsent else []
         self._flushed = trio.Event() if unsent else None
-        self._answered = trio.Event()
+        self._answered: trio.Event | None = trio.Event()  # None: it has been
         self._receiving_since: float | None = None
         self._sending_since: float | None = None
         self._proof_at = -math.inf
@@ -94,7 +99,7 @@ class Transport(trio.abc.HalfCloseableStream):
     @property
     def received(self) -> bytes:
         """Of a frozen connection: what has to be received again, see `FrameScanner.partial`."""
-        return self.scanner.partial + bytes(self._rest)
+        return self.scanner.partial + self._rest
 
     @property
     def unsent(self) -> bytes:
@@ -122,15 +127,15 @@ class Transport(trio.abc.HalfCloseableStream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         if self._head:
             await trio.lowlevel.checkpoint()
-            head = bytes(self._head[: max_bytes or len(self._head)])
-            self._head = self._head[len(head) :]
+            head, self._head = _cut(self._head, max_bytes)
             return head
-        await self._answered.wait()
+        if self._answered is not None:
+            await self._answered.wait()
         if self._frozen:
             await self._park()
         if self._rest:
-            data = bytes(self._rest[: max_bytes or len(self._rest)])
-            self._rest = self._rest[len(data) :]
+            await trio.lowlevel.checkpoint()
+            data, self._rest = _cut(self._rest, max_bytes)
         else:
             data = await self._receive(max_bytes)
         self.scanner.feed(data)
@@ -155,7 +160,7 @@ class Transport(trio.abc.HalfCloseableStream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """What is not sent because the connection was frozen before or meanwhile, is `unsent`."""
-        self._answered.set()  # the answer has been made, whenever it arrives
+        self._answer_made()  # whenever it arrives
         if self._swallow:
             self._swallow = False
             await trio.lowlevel.checkpoint()
@@ -229,10 +234,15 @@ class Transport(trio.abc.HalfCloseableStream):
         await self._stream.send_eof()
 
     async def aclose(self) -> None:
-        self._answered.set()
+        self._answer_made()
         if self._flushed is not None:
             self._flushed.set()
         await self._stream.aclose()
+
+    def _answer_made(self) -> None:
+        if self._answered is not None:
+            self._answered.set()
+            self._answered = None
 
 
 async def linger(stream: HalfCloseable, seconds: float, max_bytes: int) -> None:

@@ -91,6 +91,7 @@ class OwnedSession:
             instance.counts,
         )
         self.hub.ended = model.row.ended_at is not None and model.launch is None
+        self._log = log_of(instance.catalogue, model.row.id)
         self._view = self._build_view()
         self._levels = levels_of(self._view)
 
@@ -466,27 +467,10 @@ class OwnedSession:
         owner: str | None,
         cursor: ViewerCursor | None = None,
     ) -> Viewer:
-        catalogue, session = self.instance.catalogue, self.id
-
-        async def read_log(seq: int, rows: int, size: int) -> Sequence[MessageRow]:
-            return await catalogue.read(
-                lambda cx: messages_table.log_after(cx, session, seq, rows, size)
-            )
-
-        async def read_thread(thread: str, n: int, rows: int, size: int) -> Sequence[MessageRow]:
-            return await catalogue.read(
-                lambda cx: messages_table.thread_after(cx, session, thread, n, rows, max_bytes=size)
-            )
-
         return Viewer(
             self.hub,
-            Log(after=read_log, thread_after=read_thread),
-            hello=lambda resynced: {
-                "type": "hello",
-                "session": self.current_view(),
-                "page_size": 100,
-                "resync": resynced,
-            },
+            self._log,
+            hello=self._hello,
             snapshot=self._snapshot,
             after=after,
             main_n=main_n,
@@ -494,6 +478,14 @@ class OwnedSession:
             owner=owner,
             cursor=cursor,
         )
+
+    def _hello(self, resynced: bool) -> dict[str, Any]:
+        return {
+            "type": "hello",
+            "session": self.current_view(),
+            "page_size": 100,
+            "resync": resynced,
+        }
 
     # -- a launch and its tasks -------------------------------------------------------------------
 
@@ -634,6 +626,22 @@ class OwnedSession:
             await self.act(act)
         except RequestError as error:
             log.warning("stopping the agent: %s Going on.", error, extra={"session": self.id})
+
+
+def log_of(catalogue: Catalogue, session: str) -> Log:
+    """How all viewers of a session read what is stored of it."""
+
+    async def after(seq: int, rows: int, size: int) -> Sequence[MessageRow]:
+        return await catalogue.read(
+            lambda cx: messages_table.log_after(cx, session, seq, rows, size)
+        )
+
+    async def thread_after(thread: str, n: int, rows: int, size: int) -> Sequence[MessageRow]:
+        return await catalogue.read(
+            lambda cx: messages_table.thread_after(cx, session, thread, n, rows, max_bytes=size)
+        )
+
+    return Log(after, thread_after)
 
 
 async def purge_rows(catalogue: Catalogue, session: str) -> None:

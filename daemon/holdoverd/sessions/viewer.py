@@ -8,8 +8,7 @@ instance, goes on from there.
 contract.md, The stream.
 """
 
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -216,6 +215,39 @@ class _Framed:
     ns: Mapping[str, int] | None = None
 
 
+class _Frames:
+    """Frames one after the other. Mostly none, for which a deque would keep room for sixty."""
+
+    __slots__ = ("_first", "_then")
+
+    def __init__(self) -> None:
+        self._first: list[_Framed] = []  # the next one last
+        self._then: list[_Framed] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._first or self._then)
+
+    def append(self, frame: _Framed) -> None:
+        self._then.append(frame)
+
+    def extend(self, frames: Iterable[_Framed]) -> None:
+        self._then.extend(frames)
+
+    def pop_first(self) -> _Framed:
+        if not self._first:
+            self._first = self._then[::-1]
+            self._then.clear()
+        return self._first.pop()
+
+    def waiting(self) -> list[_Framed]:
+        """Those that are here, in order."""
+        return [*reversed(self._first), *self._then]
+
+    def clear(self) -> None:
+        self._first.clear()
+        self._then.clear()
+
+
 def _messages(texts: Sequence[str], seq: int, ns: Mapping[str, int]) -> _Framed:
     return _Framed("messages", messages_frame(texts), MAIN, seq, ns)
 
@@ -298,8 +330,8 @@ class Viewer:
         self._stage: Literal["hello", "catch_up", "live"] = "hello"
         # Where another viewer got to before us; then a `hello` or a `live` is not given again.
         self._resumed: ViewerCursor | None = None
-        self._ready: deque[_Framed] = deque()
-        self._queue: deque[_Framed] = deque()
+        self._ready = _Frames()
+        self._queue = _Frames()
         self._chars = 0
         self._lost_deltas = False
         # How far it still reads, once it has joined: the seq (all threads), or {thread: n}.
@@ -345,7 +377,7 @@ class Viewer:
         """
         snapshot = self._snapshot()
         # What was pushed since it joined goes behind what it has read, and before the snapshot.
-        self._ready.extend(self._queue)
+        self._ready.extend(self._queue.waiting())
         self._queue.clear()
         self._chars = 0
         self._ready.extend(_Framed("status", text) for text in snapshot.statuses)
@@ -392,8 +424,9 @@ class Viewer:
         self._bell.ring()
 
     def _drop_deltas(self) -> None:
-        kept = [frame for frame in self._queue if frame.kind != "delta"]
-        self._queue = deque(kept)
+        kept = [frame for frame in self._queue.waiting() if frame.kind != "delta"]
+        self._queue.clear()
+        self._queue.extend(kept)
         self._chars = sum(len(frame.text) for frame in kept)
 
     def finish(self, close: tuple[int, str]) -> None:
@@ -419,7 +452,7 @@ class Viewer:
                     raise ViewerDetached("the viewer was detached")
                 raise ViewerClosed(*self._close)
             if self._ready:
-                return self._ready.popleft().text
+                return self._ready.pop_first().text
             if self._stage == "hello":
                 self._stage = "catch_up"
                 return dumps(self._hello(self._resync))
@@ -427,7 +460,7 @@ class Viewer:
                 await self._catch_up()
                 continue
             if self._queue:
-                frame = self._queue.popleft()
+                frame = self._queue.pop_first()
                 self._chars -= len(frame.text)
                 return frame.text
             if self._lost_deltas:
@@ -542,13 +575,13 @@ class Viewer:
 
     def _cursor(self) -> ViewerCursor:
         stage = self._stage
-        waiting = list(self._ready)
+        waiting = self._ready.waiting()
         shown: set[str] = set()
         if self._stage == "live":
             if any(frame.text is _LIVE for frame in waiting):
                 stage = "catch_up"
             # Before that, what is queued lies behind what is still to be read.
-            waiting.extend(self._queue)
+            waiting += self._queue.waiting()
             shown.update(thread for thread, _ in self._snapshot().deltas)
             # The end of a block may be among them.
             shown.update(frame.thread for frame in waiting if frame.kind == "delta")
