@@ -274,6 +274,19 @@ async def test_what_an_older_release_purged_is_swept(catalogue: Catalogue) -> No
 
 
 @on_sqlite
+def test_orphans_are_looked_for_slice_by_slice(cx: Connection) -> None:
+    for name in ("s_one", "s_two"):
+        opened(cx, name)
+        say(cx, ["a word", "a word"], name=name)
+    cx.execute(text("UPDATE searched SET session = 's_gone' WHERE session = 's_two' AND seq = 2"))
+    slices = []
+    after: int | None = 0
+    while after is not None:
+        orphans, after = searched.orphans(cx, after, size=2)
+        slices.append(orphans)
+    assert slices == [[], ["s_gone"], []]
+
+
 def test_the_index_is_whole_after_all_of_it(cx: Connection) -> None:
     """FTS5's own check of itself."""
     opened(cx)
