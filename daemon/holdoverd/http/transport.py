@@ -18,6 +18,7 @@ from holdoverd.http.scanner import FrameScanner
 _SEND_CHUNK = 64 * 1024
 # A send that had to wait this long and then went on proves that somebody reads at the other end.
 _PROOF_S = 1.0
+_NOTHING = memoryview(b"")
 
 
 class HalfCloseable(Protocol):
@@ -37,9 +38,10 @@ def _as_stream_error(error: OSError) -> trio.BrokenResourceError | trio.ClosedRe
     return trio.BrokenResourceError(f"the connection broke: {error}")
 
 
-def _cut(data: bytes, max_bytes: int | None) -> tuple[bytes, bytes]:
-    """(at most `max_bytes` of it, the rest)."""
-    return data[: max_bytes or len(data)], data[max_bytes or len(data) :]
+def _cut(data: memoryview, max_bytes: int | None) -> tuple[bytes, memoryview]:
+    """(at most `max_bytes` of it, the rest); of nothing left, nothing is kept."""
+    size = max_bytes or len(data)
+    return bytes(data[:size]), data[size:] if len(data) > size else _NOTHING
 
 
 class Transport(trio.abc.HalfCloseableStream):
@@ -63,8 +65,8 @@ class Transport(trio.abc.HalfCloseableStream):
         self._stream = stream
         # SocketStream.send_all, when cancelled, cannot tell how much it has sent.
         self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
-        self._head = head
-        self._rest = rest
+        self._head = memoryview(head)
+        self._rest = memoryview(rest) if rest else _NOTHING
         self._swallow = unsent is not None
         self._unsent: list[bytes | memoryview] = [unsent] if unsent else []
         self._flushed = trio.Event() if unsent else None
@@ -99,7 +101,7 @@ class Transport(trio.abc.HalfCloseableStream):
     @property
     def received(self) -> bytes:
         """Of a frozen connection: what has to be received again, see `FrameScanner.partial`."""
-        return self.scanner.partial + self._rest
+        return self.scanner.partial + bytes(self._rest)
 
     @property
     def unsent(self) -> bytes:
