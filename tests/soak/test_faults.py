@@ -1,10 +1,10 @@
 """Faults one at a time under load on a booted host: nothing is lost, and all recovers by itself.
 
-HOLDOVER_SOAK_SCALE (1) shortens the faults' times, HOLDOVER_SOAK_FAULT (all) takes those with that word in
-their names. The figures go to faults.md beside this file: what
-the doctor and the metrics said meanwhile or right afterwards that they had not said before, and how
-long it took until every viewer heard of new lines again. The clock, which containers share with the
-kernel, is that of a `holdover up` with libfaketime; PostgreSQL is restarted beneath another.
+HOLDOVER_SOAK_SCALE (1) shortens the faults' times, HOLDOVER_SOAK_FAULT (all) takes those whose names
+match. The figures go to faults.md beside this file: what the doctor and the metrics said meanwhile or
+right afterwards that they had not said before, and how long it took until every viewer heard of new
+lines again. The clock, which containers share with the kernel, is that of a `holdover up` with
+libfaketime; PostgreSQL is restarted beneath another.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -103,7 +104,9 @@ class Host:
     def wrong(self) -> dict[str, str]:
         """{what: area} of what the doctor finds."""
         found = [json.loads(line) for line in self.doctor().splitlines()]
-        return {f["what"]: f["area"] for f in found if f["level"] in ("warning", "failed")}
+        # The disk is small here, which is told all the time; it is a fault where nothing is left.
+        wrong = [f for f in found if f["area"] != "disk" or f["what"].startswith("0.0 GiB")]
+        return {f["what"]: f["area"] for f in wrong if f["level"] in ("warning", "failed")}
 
     def metrics(self) -> Samples | None:
         connection = live._UnixConnection(self.api.admin_socket, 10)
@@ -269,11 +272,11 @@ def look(host: Host, row: Row, before: tuple[dict[str, str], Samples]) -> None:
 
 
 async def suffer(
-    host: Host, watchers: list[Watcher], faults: list[tuple[str, float, Fault]]
+    host: Host, watchers: list[Watcher], title: str, faults: list[tuple[str, float, Fault]]
 ) -> list[Row]:
-    """One fault after the other; after each, all viewers hear of new lines."""
+    """One fault after the other; after each, all viewers hear of new lines, none twice."""
     rows = []
-    for name, seconds, fault in (one for one in faults if ONLY in one[0]):
+    for name, seconds, fault in (one for one in faults if re.search(ONLY, one[0])):
         row = Row(name)
         before = await trio.to_thread.run_sync(lambda: (host.wrong(), host.metrics() or {}))
 
@@ -297,7 +300,9 @@ async def suffer(
         await trio.sleep(6 if "clock" in name else 0)
         await trio.to_thread.run_sync(look, host, row, before)
         rows.append(row)
-        print(row)
+        for watcher in watchers:
+            assert watcher.seqs == list(range(1, len(watcher.seqs) + 1))
+        keep(title, row, watchers)
     return rows
 
 
@@ -311,24 +316,30 @@ async def heard_all(api: Api, watchers: list[Watcher]) -> None:
         assert watcher.seqs == list(range(1, len(watcher.seqs) + 1))
 
 
-def keep(title: str, rows: list[Row], watchers: list[Watcher]) -> None:
-    """Put the table under its title into faults.md, in place of the one that stands there."""
+def keep(title: str, row: Row, watchers: list[Watcher]) -> None:
+    """Put a row into its table in faults.md, in place of the one of the same name."""
     lines = sum(len(watcher.seqs) for watcher in watchers)
-    table = "".join(
-        f"| {row.fault} | {', '.join(sorted(row.doctor)) or '-'} | "
-        f"{', '.join(sorted(row.metrics)).replace('holdover_', '') or '-'} | "
-        f"{row.recovered_s:.1f} s |\n"
-        for row in rows
+    cells = (
+        row.fault,
+        ", ".join(sorted(row.doctor)) or "-",
+        ", ".join(sorted(row.metrics)).replace("holdover_", "") or "-",
+        f"{row.recovered_s:.1f} s",
     )
-    text = (
-        f"## {title}\n\n{len(watchers)} sessions of {RATE} lines a second, each watched; the faults' "
-        f"times multiplied by {SCALE:g}. {lines:,} lines received, none missing or repeated, no agent "
-        f"started anew.\n\n| fault | doctor | metrics | recovered |\n|---|---|---|---:|\n{table}\n"
+    head, *parts = (RESULTS.read_text() if RESULTS.exists() else HEAD).split("\n## ")
+    found = {part.partition("\n")[0]: part for part in parts}
+    rows = {
+        line.split(" | ")[0]: line
+        for line in found.get(title, "").splitlines()
+        if line.startswith("| ") and not line.startswith("| fault ")
+    }
+    rows[f"| {row.fault}"] = f"| {' | '.join(cells)} |"
+    found[title] = (
+        f"{title}\n\n{len(watchers)} sessions of {RATE} lines a second, each watched; the faults' times "
+        f"multiplied by {SCALE:g}. In the last run {lines:,} lines were received, none missing or "
+        "repeated, and no agent was started anew.\n\n"
+        "| fault | doctor | metrics | recovered |\n|---|---|---|---:|\n" + "\n".join(rows.values())
     )
-    kept = RESULTS.read_text() if RESULTS.exists() else HEAD
-    head, *parts = kept.split("## ")
-    others = [part for part in parts if not part.startswith(f"{title}\n")]
-    RESULTS.write_text((head + "".join(f"## {part}" for part in others) + text).rstrip() + "\n")
+    RESULTS.write_text("\n## ".join([head.rstrip() + "\n", *found.values()]).rstrip() + "\n")
 
 
 def all_named(rows: list[Row]) -> None:
@@ -382,10 +393,9 @@ async def test_each_fault_passes_and_nothing_is_lost(machine: Machine) -> None:
     async with trio.open_nursery() as nursery:
         for watcher in watchers:
             nursery.start_soon(watcher.run)
-        rows = await suffer(host, watchers, faults)
+        rows = await suffer(host, watchers, "A booted host", faults)
         await heard_all(api, watchers)
         nursery.cancel_scope.cancel()
-    keep("A booted host", rows, watchers)
     assert demo_agents(machine) == agents
     wait_until(lambda: machine.systemctl("is-active", UNIT, check=False).stdout == "active\n", UNIT)
     all_named(rows)
@@ -411,10 +421,9 @@ async def under(up: Up, title: str, faults: list[tuple[str, float, Fault]]) -> N
     async with trio.open_nursery() as nursery:
         for watcher in watchers:
             nursery.start_soon(watcher.run)
-        rows = await suffer(host, watchers, faults)
+        rows = await suffer(host, watchers, title, faults)
         await heard_all(up, watchers)
         nursery.cancel_scope.cancel()
-    keep(title, rows, watchers)
     assert {up.session(watcher.session)["state"] for watcher in watchers} == {"working"}
     all_named(rows)
 
