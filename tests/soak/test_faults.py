@@ -339,7 +339,7 @@ def keep(title: str, row: Row, watchers: list[Watcher]) -> None:
         "repeated, and no agent was started anew.\n\n"
         "| fault | doctor | metrics | recovered |\n|---|---|---|---:|\n" + "\n".join(rows.values())
     )
-    RESULTS.write_text("\n## ".join([head.rstrip() + "\n", *found.values()]).rstrip() + "\n")
+    RESULTS.write_text("\n## ".join(part.rstrip() + "\n" for part in (head, *found.values())))
 
 
 def all_named(rows: list[Row]) -> None:
