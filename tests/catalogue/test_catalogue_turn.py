@@ -77,21 +77,19 @@ def test_whoever_has_written_stands_back_for_one_who_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the busy one wins nearly every race for the lock that it has just let go."""
+    assert turn_module._STAND_BACK_S > 2 * turn_module._POLL_S
     path = tmp_path / "db"
     busy, waiting = FileTurn(path), FileTurn(path)
-    seen, parked, standing, got = (threading.Event() for _ in range(4))
-    stood_back = []
+    got, stands_back = threading.Event(), threading.Event()
+    pauses: list[float] = []
 
     def sleep(seconds: float) -> None:
-        if threading.current_thread() is not thread:
-            stood_back.append(seconds)
-            standing.set()
-            assert got.wait(LONG_S)
-        elif seen.is_set():  # between two polls for as long as it takes
-            parked.set()
-            assert standing.wait(LONG_S)
+        if threading.current_thread() is thread:
+            assert stands_back.wait(LONG_S)  # the one who waits polls too seldom to win by itself
         else:
-            os.sched_yield()
+            pauses.append(seconds)
+            stands_back.set()
+            assert got.wait(LONG_S)
 
     def wait() -> None:
         with waiting.held(LONG_S):
@@ -99,25 +97,42 @@ def test_whoever_has_written_stands_back_for_one_who_waits(
 
     thread = threading.Thread(target=wait)
     monkeypatch.setattr(turn_module.time, "sleep", sleep)
-    with busy.held(LONG_S):
-        pass
-    assert stood_back == []  # nobody waits: no time is lost
+    monkeypatch.setattr(turn_module, "_STAND_BACK_S", LONG_S)
+    for _ in range(2):
+        with busy.held(LONG_S):
+            pass
+    assert pauses == []  # nobody waits: no time is lost
     with busy.held(LONG_S):
         thread.start()
         deadline = time.monotonic() + LONG_S
         while not _somebody_waits(path):
             assert time.monotonic() < deadline
             os.sched_yield()
-        seen.set()
-        assert parked.wait(LONG_S)
-    assert stood_back == [turn_module._STAND_BACK_S]
-    assert turn_module._STAND_BACK_S > 2 * turn_module._POLL_S
+    assert pauses == []  # whoever waits for what was written has it at once
+    with busy.held(LONG_S):
+        assert got.is_set()
+    assert len(pauses) == 1
     thread.join(LONG_S)
     with busy.held(LONG_S):
         pass
-    assert len(stood_back) == 1
+    assert len(pauses) == 1
     busy.close()
     waiting.close()
+
+
+def test_whoever_comes_again_after_a_while_stands_back_for_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn = FileTurn(tmp_path / "db")
+    monkeypatch.setattr(turn_module, "_STAND_BACK_S", 0.0)
+    with turn.held(LONG_S):
+        descriptor = os.open(f"{tmp_path}/db-wait", os.O_RDWR)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)  # somebody waits, and does not poll
+    monkeypatch.setattr(turn_module.time, "sleep", lambda _s: pytest.fail("it stands back"))
+    with turn.held(0):
+        pass
+    os.close(descriptor)
+    turn.close()
 
 
 def _somebody_waits(path: Path) -> bool:

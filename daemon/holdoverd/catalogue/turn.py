@@ -5,7 +5,7 @@ what it lacks, and both matter in a handover, when two instances write without p
 
 * Fairness. A waiting SQLite connection polls up to 100 ms apart, so a busy neighbour that commits
   back to back keeps it out for seconds. Here a process that waits says so, and the one that has
-  just written stands back for it.
+  just written stands back for it before it writes again.
 * Checkpoints. They happen outside SQLite's write lock, and two at once can lose committed pages in
   every SQLite up to 3.51.2 (https://sqlite.org/wal.html#walresetbug; Debian 12 has 3.40). Each
   takes a turn of its own, and one within a commit is over before the commit's turn is. The turn can
@@ -37,6 +37,7 @@ class FileTurn:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._files: tuple[int, int] | None = None  # (turn, waiting)
+        self._ended_at = -_STAND_BACK_S  # when our last turn ended, by the monotonic clock
 
     @contextlib.contextmanager
     def held(self, timeout_s: float) -> Generator[None, None, None]:
@@ -46,6 +47,7 @@ class FileTurn:
         for one thread at a time; two of them exclude each other, in one process or in several.
         """
         turn, waiting = self._open()
+        self._stand_back(waiting)
         if not _try_lock(turn) and not self._wait(turn, waiting, timeout_s):
             raise CatalogueError(
                 f"The catalogue {self._path} is being written by another instance that did not "
@@ -56,12 +58,7 @@ class FileTurn:
             yield
         finally:
             fcntl.flock(turn, fcntl.LOCK_UN)
-            # Those who wait share a lock on the second file, so failing to get it alone = somebody
-            # waits. Only after the unlock: then at least one poll of theirs falls in the pause.
-            if _try_lock(waiting):
-                fcntl.flock(waiting, fcntl.LOCK_UN)
-            else:
-                time.sleep(_STAND_BACK_S)
+            self._ended_at = time.monotonic()
 
     def close(self) -> None:
         """Close the lock files; they stay on disk, because removing one would split the queue."""
@@ -69,6 +66,20 @@ class FileTurn:
             for descriptor in self._files:
                 os.close(descriptor)
             self._files = None
+
+    def _stand_back(self, waiting: int) -> None:
+        """Leave somebody who waits a pause since our last turn, in which polls of theirs fall.
+
+        Not at the end of that turn: whoever waits for its outcome need not wait for this as well.
+        """
+        left_s = self._ended_at + _STAND_BACK_S - time.monotonic()
+        if left_s <= 0:
+            return
+        # Those who wait share a lock on the second file: failing to get it alone = somebody waits.
+        if _try_lock(waiting):
+            fcntl.flock(waiting, fcntl.LOCK_UN)
+        else:
+            time.sleep(left_s)
 
     def _wait(self, turn: int, waiting: int, timeout_s: float) -> bool:
         deadline = time.monotonic() + timeout_s
