@@ -151,6 +151,8 @@ class Following:
         """
         if self.gone.is_set():
             return False
+        if not self._owner.goes_on.is_set():
+            await self._owner.goes_on.wait()
         frames = reader.read_frames()
         if frames is None:
             return False

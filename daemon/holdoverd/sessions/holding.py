@@ -121,6 +121,18 @@ class Holding:
                 del self._owned[session]
                 self._touched.pop(session, None)
 
+    async def pause(self, session: str) -> None:
+        """Read no more of what its agent says: then it can be let go of at once."""
+        owned = self._owned.get(session)
+        if owned is not None:
+            await owned.pause()
+
+    def go_on(self, session: str) -> None:
+        """It stays: take `pause` back. Harmless where nothing was paused, or it is gone."""
+        owned = self._owned.get(session)
+        if owned is not None:
+            owned.go_on()
+
     @contextmanager
     def handing_over(self, session: str) -> Iterator[bool]:
         """Within the block nobody begins to watch the session here. False: it cannot be now."""

@@ -80,6 +80,9 @@ class OwnedSession:
         self.following: Following | None = None
         self._outbox = outbox
         self._stopping = False
+        self.goes_on = trio.Event()
+        """Set while what the agent says is read."""
+        self.goes_on.set()
         self._reloading = False
         # {prompt: set once the agent has said whether it gives it back}
         self._withdrawals: dict[str, trio.Event] = {}
@@ -545,6 +548,19 @@ class OwnedSession:
             self.hub.close_all(CLOSE_GOING_AWAY)
             if self.following is not None:
                 self.following.cancel()
+
+    async def pause(self) -> None:
+        """Begin no further step with what the agent says, and wait for the one under way.
+
+        For `LOCK_S` at most. `go_on` takes it back; `let_go` makes it good.
+        """
+        self.goes_on = trio.Event()
+        with trio.move_on_after(LOCK_S):
+            async with self.lock:
+                pass
+
+    def go_on(self) -> None:
+        self.goes_on.set()
 
     async def let_go(self) -> bool:
         """End all that runs here for the session, for another owner to go on; closes no stream.
