@@ -96,7 +96,7 @@ def _look(ctx: click.Context, *, quick: bool) -> Iterator[Finding]:
             yield from health.numbers(numbers_of(client.text("/metrics")))
 
     if host:
-        yield from health.sockets(_sockets())
+        yield from health.sockets(_sockets(), serves=answer is not None)
         yield from health.failed_units(_failed())
         yield from health.restarts(_restarts())
         yield from health.stopped(stopped_in(Path("/proc")))
