@@ -2,8 +2,8 @@
 
 ``python -m tests.bench.replacing``; writes replacing.md beside this file. The load is the same for
 all: STREAMS WebSockets of RATE lines of 1 KiB a second, and VISITORS new connections a second with
-a request each. Every arm is left alone for STEADY_S, then replaced REPLACEMENTS times, PAUSE_S
-apart; its listening socket is held by this harness, as systemd would (but for nginx and HAProxy,
+a request each. Every arm is left alone for STEADY_S, then replaced REPLACEMENTS times, one every
+EVERY_S seconds, so that all are watched equally long; its listening socket is held by this harness, as systemd would (but for nginx and HAProxy,
 which hold their own). All of it shares one machine, over loopback.
 
 * Holdover: another daemon is started beside the one that serves, which hands over all sessions and
@@ -48,7 +48,7 @@ VISITORS = int(os.environ.get("HOLDOVER_BENCH_VISITORS", "50"))
 REPLACEMENTS = int(os.environ.get("HOLDOVER_BENCH_REPLACEMENTS", "5"))
 RATE = 20
 STEADY_S = 10.0
-PAUSE_S = 3.0
+EVERY_S = 6.0
 START_S = 30.0
 BOUND_S = 2
 RESULTS = Path(__file__).with_name("replacing.md")
@@ -124,9 +124,13 @@ async def measure_plain(arm: str, port: int, replace: Replace) -> Cost:
 
 
 async def _replace(replace: Replace) -> None:
+    """Raises AssertionError where a replacement takes longer than it may."""
+    due = trio.current_time()
     for _ in range(REPLACEMENTS):
+        due += EVERY_S
         await replace()
-        await trio.sleep(PAUSE_S)
+        assert trio.current_time() < due, f"replacing it took over {EVERY_S:.0f} s"
+        await trio.sleep_until(due)
 
 
 async def holdover(folder: Path) -> Cost:
@@ -137,7 +141,10 @@ async def holdover(folder: Path) -> Cost:
             (await trio.to_thread.run_sync(partial(host.new_session, say)))["id"]
             for _ in range(STREAMS)
         ]
-        watchers = [LineWatcher(host.admin_socket, session) for session in ids]
+        token = host.call("POST", "/v1/tokens", {"name": "bench", "scopes": ["read"]})["token"]
+        # By TCP, as the others' clients.
+        dial = partial(socket.create_connection, ("127.0.0.1", host.port))
+        watchers = [LineWatcher(host.admin_socket, one, dial=dial, token=token) for one in ids]
         visitors = Visitors(host.port)
 
         async def replace() -> None:
@@ -332,8 +339,8 @@ def main() -> None:
     what = __doc__.split("\n\n", 1)[1]
     RESULTS.write_text(
         "# Replacing a server under load\n\nWritten by `python -m tests.bench.replacing`.\n\n"
-        f"{shown}\n\n{STREAMS} streams, {VISITORS} visitors a second, {REPLACEMENTS} replacements, "
-        f"on {os.cpu_count()} cores; load average of the minute before, by others: "
+        f"{shown}\n\n{STREAMS} streams, {VISITORS} visitors a second, {REPLACEMENTS} replacements in "
+        f"{REPLACEMENTS * EVERY_S:.0f} s, on {os.cpu_count()} cores; load average of the minute before, by others: "
         f"{os.getloadavg()[0]:.1f}.\n\n## What is compared\n\n{what}"
     )
 
