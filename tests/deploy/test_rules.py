@@ -88,6 +88,42 @@ def test_a_broken_release_is_taken_back_however_often_the_deploy_is_killed(
     assert steps(FRESH, sound=False, kill_before=kill_before)[-1] is Step.FAILED
 
 
+def rebooted(facts: Facts) -> Facts:
+    """After a power cut: no process lives, and trial.json was in /run. `current` is on the disk."""
+    return replace(forget(facts), trial=None, running=False, ready=False, state=None)
+
+
+@pytest.mark.parametrize("sound", [True, False])
+@pytest.mark.parametrize("kill_before", [None, *range(10)])
+def test_a_reboot_at_every_step_boots_the_old_release_until_the_commit_and_then_the_new(
+    sound: bool, kill_before: int | None
+) -> None:
+    """holdover-boot.service starts what `current` names, and nothing else is started at boot."""
+    facts, taken, committed = FRESH, 0, False
+    while True:
+        booted = rebooted(facts)
+        assert booted.current == (NEW if committed else OLD)
+        # Typed again, the deploy finds nothing that it could trip over.
+        again = done_all(booted, sound=True)
+        assert (again.current, again.trial) == (NEW, None)
+        step = next_step(facts)
+        if step in (Step.DONE, Step.FAILED):
+            break
+        if taken == kill_before:
+            facts, kill_before = forget(facts), None
+            continue
+        taken += 1
+        committed |= step is Step.COMMIT
+        facts = done(facts, step, sound=sound)
+    assert committed is sound
+
+
+def done_all(facts: Facts, *, sound: bool) -> Facts:
+    while (step := next_step(facts)) not in (Step.DONE, Step.FAILED):
+        facts = done(facts, step, sound=sound)
+    return facts
+
+
 def test_one_that_had_accepted_hands_back_before_it_is_killed() -> None:
     baking = replace(
         FRESH, trial=NEW, running=True, ready=True, state="serving", failed="it went silent"

@@ -249,18 +249,20 @@ def test_a_deploy_that_is_stopped_takes_itself_back(machine: Machine) -> None:
     assert "told to stop" in holdover(machine, "status")
 
 
+SLOW = (
+    ("main.py", READY, "                await trio.sleep(8)\n" + READY),
+    (
+        "http/connection.py",
+        "            answer = await self._answer(request)\n",
+        "            await trio.sleep(0.5)\n            answer = await self._answer(request)\n",
+    ),
+)
+"""READY after 8 s, each answer half a second later; nothing is wrong with it."""
+
+
 def test_a_slow_but_healthy_release_is_not_taken_back(machine: Machine) -> None:
-    """READY after 8 s, each answer half a second later."""
-    copy_release(
-        machine,
-        "0.2.0+slow",
-        ("main.py", READY, "                await trio.sleep(8)\n" + READY),
-        (
-            "http/connection.py",
-            "            answer = await self._answer(request)\n",
-            "            await trio.sleep(0.5)\n            answer = await self._answer(request)\n",
-        ),
-    )
+    """Once; tests/soak/test_slow_release.py does it twenty times."""
+    copy_release(machine, "0.2.0+slow", *SLOW)
     before = settled(machine)
     assert "is permanent" in holdover(machine, "deploy", "0.2.0+slow")
     assert settled(machine) > before
