@@ -57,12 +57,13 @@ async def caller(catalogue: Catalogue) -> Caller:
     return Caller("alice", "a", frozenset(["read"]), row.id, admin=False)
 
 
-def view(owner: str = "alice", state: str = "waiting") -> dict[str, Any]:
+def view(owner: str = "alice", state: str = "waiting", share: str | None = None) -> dict[str, Any]:
     asked = {"request_id": "p1", "tool_name": "Bash", "title": "Bash: ls"}
     pending = [asked] if state == "waiting" else []
     return {
         "id": "s_1",
         "owner": owner,
+        "share": share,
         "title": "Mend",
         "state": state,
         "pending": pending,
@@ -97,13 +98,50 @@ async def test_a_browser_reads_what_its_owner_is_told_and_the_service_does_not(
     read = [json.loads(mine.open(body)) for _, _, body in came]
     assert {message["kind"] for message in read} == {"waiting", "finished"}
     waiting = next(message for message in read if message["kind"] == "waiting")
-    assert waiting == {"kind": "waiting", "session": "s_1", "title": "Mend", "text": "Bash: ls"}
+    assert waiting == {
+        "kind": "waiting",
+        "session": "s_1",
+        "request": "p1",
+        "title": "Mend",
+        "text": "Bash: ls",
+    }
     headers = came[0][1]
     assert (headers["Content-Encoding"], headers["Urgency"]) == ("aes128gcm", "high")
     claims = claims_of(headers["Authorization"])
     assert claims["aud"] == f"https://127.0.0.1:{remote.port}"
     assert claims["key"] == await push.public_key()
     assert all(b"Mend" not in body for _, _, body in came)
+
+
+@pytest.mark.parametrize("share", [None, "read", "write"])
+async def test_who_may_answer_in_what_is_shared_is_told_where_they_asked_for_it(
+    catalogue: Catalogue, caller: Caller, share: str | None
+) -> None:
+    push = Push(catalogue, sealing_of(KEY))
+
+    async def subscribed(name: str, scopes: tuple[str, ...], *, shared: bool) -> None:
+        def store(cx: Connection) -> tokens.TokenRow:
+            tokens.ensure_owner(cx, name, account=None, default_account="a", now=1)
+            return tokens.create_token(
+                cx, tokens.new_token(), name="t", owner=name, scopes=scopes, now=now_ms()
+            )
+
+        row = await catalogue.write(store)
+        one = Caller(name, "a", frozenset(scopes), row.id, admin="admin" in scopes)
+        address = f"https://push.example/{name}"
+        await push.subscribe(one, address, **Browser().keys(), shared=shared)
+
+    await push.subscribe(caller, "https://push.example/alice", **Browser().keys())
+    await subscribed("bob", ("read", "sessions"), shared=True)
+    await subscribed("root", ("admin",), shared=True)
+    await subscribed("carol", ("read", "sessions"), shared=False)
+    await subscribed("dave", ("files", "read"), shared=True)
+    key = await push.public_key()
+    told = await catalogue.read(
+        lambda cx: subscriptions.of(cx, "alice", key, now_ms(), shared=share == "write")
+    )
+    expected = {"alice", "bob", "root"} if share == "write" else {"alice"}
+    assert {row.owner for row in told} == expected
 
 
 @pytest.mark.parametrize("status", [404, 410])
@@ -200,13 +238,17 @@ async def test_the_doors_take_and_end_a_subscription(catalogue: Catalogue) -> No
         assert (await doors.ask("GET", "/v1/push")).status == 401
         answer = await doors.ask("GET", "/v1/push", **headers)
         assert answer.json() == {"public_key": await push.public_key()}
-        body = {"endpoint": "https://push.example/1", "keys": Browser().keys()}
+        body: dict[str, Any] = {"endpoint": "https://push.example/1", "keys": Browser().keys()}
+        body["shared"] = True
         made = await doors.ask("POST", "/v1/push", body, **headers)
         assert made.status == 201
-        assert [row.id for row in await known(catalogue, push)] == [made.json()["id"]]
+        assert [(row.id, row.shared) for row in await known(catalogue, push)] == [
+            (made.json()["id"], True)
+        ]
         for status, wrong in (
             (400, {}),
             (400, {**body, "keys": {}}),
+            (400, {**body, "shared": "yes"}),
             (422, {**body, "endpoint": "http://push.example/1"}),
         ):
             assert (await doors.ask("POST", "/v1/push", wrong, **headers)).status == status

@@ -23,11 +23,12 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 
 # The schema this release reads and writes: the revision of its last migration.
-VERSION = 9
+VERSION = 10
 
 # Named constraints, or a later migration could not drop one by the same name on both databases.
 metadata = MetaData(
@@ -427,4 +428,6 @@ subscriptions = Table(
     Column("auth", Text, nullable=False),
     Column("key", Text, nullable=False),  # our public key that it was made for
     Column("created_at", BigInteger, nullable=False),
+    # told of sessions too that others share with everyone to write, as far as its token may answer
+    Column("shared", Boolean, nullable=False, server_default=false()),
 )

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from sqlalchemy import Connection, delete, insert, or_, select
+from sqlalchemy import Connection, and_, delete, insert, literal, or_, select
 
 from holdoverd.catalogue.schema import subscriptions, tokens
 from holdoverd.errors import Capacity
@@ -12,7 +12,10 @@ MAX_OF_OWNER = 50
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """`p256dh` and `auth` are the browser's keys, base64url; `key` is ours that it was made for."""
+    """`p256dh` and `auth` are the browser's keys, base64url; `key` is ours that it was made for.
+
+    `shared`: told, too, of what others share with everyone to write.
+    """
 
     id: str
     owner: str
@@ -21,6 +24,7 @@ class Subscription:
     p256dh: str
     auth: str
     key: str
+    shared: bool = False
 
 
 def put(cx: Connection, row: Subscription, now: int) -> None:
@@ -50,15 +54,26 @@ def exist(cx: Connection) -> bool:
     return cx.execute(select(subscriptions.c.id).limit(1)).first() is not None
 
 
-def of(cx: Connection, owner: str, key: str, now: int) -> list[Subscription]:
-    """Whom to tell of a session of `owner`'s: made for our `key`, by a token that is still good."""
+def of(
+    cx: Connection, owner: str, key: str, now: int, *, shared: bool = False
+) -> list[Subscription]:
+    """Whom to tell of a session of `owner`'s: made for our `key`, by a token that is still good.
+
+    `shared`: everyone may write in it; then also those of others who asked for that and whose token
+    may answer.
+    """
     table = subscriptions
+    told = table.c.owner == owner
+    if shared:
+        scopes = literal(" ") + tokens.c.scopes + literal(" ")
+        may_answer = or_(scopes.like("% sessions %"), scopes.like("% admin %"))
+        told = or_(told, and_(table.c.shared, may_answer))
     columns = [table.c[name] for name in Subscription.__slots__]
     rows = cx.execute(
         select(*columns)
         .join(tokens, tokens.c.id == table.c.token)
         .where(
-            table.c.owner == owner,
+            told,
             table.c.key == key,
             or_(tokens.c.expires_at.is_(None), tokens.c.expires_at > now),
         )

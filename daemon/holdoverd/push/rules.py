@@ -76,6 +76,8 @@ def word(before: str, view: dict[str, Any], asked_before: frozenset[str]) -> dic
     return {
         "kind": kind,
         "session": view["id"],
+        # Where the question is, so that a tap leads to it.
+        "request": new[-1]["request_id"] if new else "",
         "title": (view["title"] or "")[:MAX_TEXT_CHARS],
         "text": str(text)[:MAX_TEXT_CHARS],
     }

@@ -60,7 +60,7 @@ class Push:
         self._sealing: Sealing | None = None
         self._hosts = frozenset(hosts)
         self._trust: ssl.SSLContext | None = None
-        self._send, self._receive = trio.open_memory_channel[tuple[str, dict[str, str]]](
+        self._send, self._receive = trio.open_memory_channel[tuple[str, bool, dict[str, str]]](
             MAX_WAITING
         )
 
@@ -80,8 +80,14 @@ class Push:
         """What browsers subscribe for. Raises Unavailable."""
         return (await self._sealed_by()).public_key
 
-    async def subscribe(self, caller: Caller, endpoint: str, p256dh: str, auth: str) -> str:
-        """Have this browser told; its id. The same endpoint again replaces what was known of it."""
+    async def subscribe(
+        self, caller: Caller, endpoint: str, p256dh: str, auth: str, *, shared: bool = False
+    ) -> str:
+        """Have this browser told; its id. The same endpoint again replaces what was known of it.
+
+        `shared`: also of sessions that others share with everyone to write, as long as its token may
+        answer there.
+        """
         found = rules.target(endpoint, p256dh, auth)
         if caller.token_id is None:
             raise Forbidden("A subscription belongs to a token; subscribe at the public door.")
@@ -95,6 +101,7 @@ class Push:
             p256dh,
             auth,
             sealing.public_key,
+            shared,
         )
         await self._catalogue.write(partial(subscriptions.put, row=row, now=now_ms()))
         return row.id
@@ -113,7 +120,7 @@ class Push:
         if message is None:
             return
         try:
-            self._send.send_nowait((view["owner"], message))
+            self._send.send_nowait((view["owner"], view["share"] == "write", message))
         except trio.WouldBlock:
             log.warning("push: too much waits; a message is dropped")
 
@@ -125,14 +132,20 @@ class Push:
                 nursery.start_soon(self._sender)
 
     async def _sender(self) -> None:
-        async for owner, message in self._receive.clone():
+        async for owner, shared, message in self._receive.clone():
             try:
                 # Nearly no host has any: then there is nothing to load.
                 if self._sealing is None and not await self._catalogue.read(subscriptions.exist):
                     continue
                 sealing = await self._sealed_by()
                 found = await self._catalogue.read(
-                    partial(subscriptions.of, owner=owner, key=sealing.public_key, now=now_ms())
+                    partial(
+                        subscriptions.of,
+                        owner=owner,
+                        key=sealing.public_key,
+                        now=now_ms(),
+                        shared=shared,
+                    )
                 )
                 for one in found:
                     await self._tell(sealing, one, message)

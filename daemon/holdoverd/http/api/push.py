@@ -12,7 +12,7 @@ async def show(context: Context, _request: Request) -> Response:
 
 
 async def subscribe(context: Context, request: Request) -> Response:
-    """As ``PushSubscription.toJSON()`` has it."""
+    """As ``PushSubscription.toJSON()`` has it; ``shared``: of what others share to write, too."""
     fields = Fields(request.json())
     endpoint = fields.text("endpoint", required=True, max_chars=2048)
     keys = Fields(fields.mapping("keys") or {}, "keys.")
@@ -21,7 +21,8 @@ async def subscribe(context: Context, request: Request) -> Response:
     assert endpoint is not None
     assert p256dh is not None
     assert auth is not None
-    made = await _push(context).subscribe(request.caller, endpoint, p256dh, auth)
+    shared = fields.flag("shared") or False
+    made = await _push(context).subscribe(request.caller, endpoint, p256dh, auth, shared=shared)
     return json_response({"id": made}, 201)
 
 
