@@ -9,7 +9,9 @@ export interface Entry {
 }
 
 export function row({ n, text }: Entry) {
-  return createElement("div", { className: "row text", "data-row": n }, createElement("p", null, text));
+  // As wide as in the web client, so that a message is as high.
+  const style = { maxWidth: "50rem", margin: "0 auto" };
+  return createElement("div", { className: "row text", "data-row": n, style }, createElement("p", null, text));
 }
 
 export interface Entries {

@@ -17,6 +17,9 @@ function Messages() {
     itemContent: (_, entry) => row(entry),
     followOutput: true,
     increaseViewportBy: 1200,
+    // What its documentation has against flicker, and against a first row that is not like the others.
+    skipAnimationFrameInResizeObserver: true,
+    defaultItemHeight: 140,
     startReached: earlier,
   });
 }
