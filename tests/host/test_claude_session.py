@@ -6,6 +6,7 @@ leaves it. The test's clients come in by both doors from outside.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -13,11 +14,13 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
 import trio
 
+from holdoverd import settings
 from tests.claude.install import FOLDER, InstallError, install
 from tests.host.machine import CGROUPS, SOURCE_INSIDE, Machine
 from tests.live.up import Api, wait_until
@@ -25,6 +28,7 @@ from tests.live.watcher import Watcher, shown
 from tests.needs import needs_browser
 from tests.web.browsers import chromium
 from tests.web.conftest import picture
+from tests.web.conversation import attach, rows, send, words
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -372,29 +376,18 @@ def log_in(browser: Browser, api: Api, address: str) -> Page:
     return page
 
 
-def type_in(page: Page, text: str) -> None:
-    box = page.get_by_label("Prompt", exact=True)
-    box.fill(text)
-    box.press("Enter")
-
-
-def words_of(page: Page) -> int:
-    """How many words of what is being said stand on the page."""
-    return len(page.locator(".row.text").last.inner_text().split())
-
-
-def rows_of(page: Page) -> list[str]:
-    found: list[str] = page.locator("[data-page] > [data-row]").evaluate_all(
-        "rows => rows.map((row) => row.innerText)"
-    )
-    return found
-
-
 @needs_browser
 def test_a_session_in_a_browser_from_login_to_its_end_and_a_second_sees_the_same(
-    host: Machine, api: Api
+    host: Machine, api: Api, tmp_path: Path
 ) -> None:
-    with host.forwarded(8780) as port, chromium() as browser:
+    # Storage is where its URLs say, as far as the browser can see: their host is signed.
+    storage = urlsplit(settings.load([], {}).storage.endpoint)
+    with contextlib.ExitStack() as stack:
+        port, bytes_port = (
+            stack.enter_context(host.forwarded(inside)) for inside in (8780, storage.port or 80)
+        )
+        rules = f"MAP {storage.netloc} 127.0.0.1:{bytes_port}"
+        browser = stack.enter_context(chromium((f"--host-resolver-rules={rules}",)))
         address = f"http://127.0.0.1:{port}"
         page = log_in(browser, api, address)
         page.get_by_role("link", name="New session").click()
@@ -417,17 +410,27 @@ def test_a_session_in_a_browser_from_login_to_its_end_and_a_second_sees_the_same
             one.locator(".asking").wait_for(state="detached")
         assert made.read_text() == "by the tool\n"
 
-        type_in(page, "SLOW 600")
-        wait_until(lambda: words_of(page) > 10, "words appear")
+        send(page, "SLOW 600")
+        wait_until(lambda: words(page) > 10, "words appear")
         page.reload()
-        wait_until(lambda: words_of(page) > 30, "they go on after a reload in mid-turn")
-        wait_until(lambda: words_of(other) > 30, "the other sees them too")
+        wait_until(lambda: words(page) > 30, "they go on after a reload in mid-turn")
+        wait_until(lambda: words(other) > 30, "the other sees them too")
         page.get_by_role("button", name="Stop").click()
         for one in (page, other):
             one.get_by_text(re.compile("^Interrupted")).wait_for()
         api.wait_state(session, "idle")
-        type_in(other, "SAY and after that")
+        send(other, "SAY and after that")
         page.get_by_text("and after that", exact=True).wait_for()
+        api.wait_state(session, "idle")
+
+        (tmp_path / "notes ü.txt").write_text("from the browser\n")
+        attach(page, tmp_path / "notes ü.txt")
+        send(page, "BASH cat attachments/*/* >seen; cat seen")
+        other.locator(".asking").get_by_role("button", name="Allow", exact=True).click()
+        for one in (page, other):
+            one.get_by_text("Attached files, in the working folder:").wait_for()
+            one.get_by_text("done: from the browser").wait_for()
+        picture(page, "claude-attached")
         api.wait_state(session, "idle")
 
         page.get_by_role("button", name="Details").click()
@@ -437,5 +440,5 @@ def test_a_session_in_a_browser_from_login_to_its_end_and_a_second_sees_the_same
         for one in (page, other):
             one.get_by_text("This session has ended.").wait_for()
         page.get_by_role("button", name="Details").click()
-        assert rows_of(page) == rows_of(other)
+        assert rows(page) == rows(other)
         picture(page, "claude-ended")

@@ -12,6 +12,7 @@ import pytest
 from tests.live.up import Up, wait_until
 from tests.needs import needs_browser
 from tests.web.conftest import picture, visit
+from tests.web.conversation import rows, send, words
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -19,24 +20,6 @@ if TYPE_CHECKING:
 pytestmark = [needs_browser, pytest.mark.slow]
 
 NewPage = Callable[..., "Page"]
-
-
-def send(page: Page, text: str) -> None:
-    box = page.get_by_label("Prompt", exact=True)
-    box.fill(text)
-    box.press("Enter")
-
-
-def words(page: Page) -> int:
-    """How many words of the demo's stream stand on the page."""
-    return len(page.locator(".row.text").last.inner_text().split())
-
-
-def shown(page: Page) -> list[str]:
-    """The text of every row, in order."""
-    return page.locator("[data-page] > [data-row]").evaluate_all(
-        "rows => rows.map(r => r.innerText)"
-    )
 
 
 def test_a_session_from_login_to_its_end_seen_by_two(up: Up, new_page: NewPage) -> None:
@@ -80,7 +63,7 @@ def test_a_session_from_login_to_its_end_seen_by_two(up: Up, new_page: NewPage) 
     for one in (page, other):
         one.get_by_text("This session has ended.").wait_for()
     page.get_by_role("button", name="Details").click()
-    assert shown(page) == shown(other)
+    assert rows(page) == rows(other)
 
 
 def test_permissions_take_changed_input_suggestions_answers_and_plans(
