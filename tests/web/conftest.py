@@ -56,12 +56,17 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
-# For `@pytest.mark.parametrize("engine", …)`: what the list has to do in every one. The other two
+# For `@pytest.mark.parametrize("engine", …)`: what the list has to do in every one. Whole, the other two
 # take minutes on a small machine.
-CHROMIUM = pytest.param("chromium", marks=needs_browser)
-FIREFOX = pytest.param("firefox", marks=[needs_firefox, pytest.mark.soak])
-WEBKIT = pytest.param("webkit", marks=[needs_webkit, pytest.mark.soak])
-ENGINES = [CHROMIUM, FIREFOX, WEBKIT]
+ENGINES = [
+    pytest.param("chromium", marks=needs_browser),
+    pytest.param("firefox", marks=[needs_firefox, pytest.mark.soak]),
+    pytest.param("webkit", marks=[needs_webkit, pytest.mark.soak]),
+]
+OTHERS = [
+    pytest.param("firefox", marks=needs_firefox),
+    pytest.param("webkit", marks=needs_webkit),
+]
 
 
 @pytest.fixture(scope="session")

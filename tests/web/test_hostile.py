@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.live.up import Up, wait_until
-from tests.needs import needs_browser, webclient
-from tests.web.conftest import picture
+from tests.needs import needs_browser
+from tests.web.looks import faults
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -66,6 +65,8 @@ def test_nothing_of_strangers_runs_loads_or_stalls(up: Up, new_page: NewPage) ->
     page.on("dialog", lambda dialog: elsewhere.append(dialog.message))
     page.evaluate("id => { location.hash = `/session/${id}` }", session)
     page.get_by_text("the end", exact=True).last.wait_for()
+    # The end stands there first, and all above it a few rows at a time.
+    page.get_by_text("The beginning of this session.").wait_for(state="attached")
     page.evaluate("document.querySelectorAll('.summary').forEach((header) => header.click())")
     whole = page.get_by_role("button", name="Load all")
     assert whole.count() == 2
@@ -94,13 +95,10 @@ def test_nothing_of_strangers_runs_loads_or_stalls(up: Up, new_page: NewPage) ->
     page.get_by_label("Title").wait_for(timeout=2000)
 
 
-AXE = webclient.SOURCE / webclient.CLIENT / "node_modules/axe-core/axe.min.js"
-
-
-@pytest.mark.skipif(not AXE.is_file(), reason="needs axe-core, which comes with the client's build")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1600])
-def test_axe_finds_no_serious_fault(up: Up, new_page: NewPage, scheme: str, width: int) -> None:
+def test_pages_have_no_serious_fault_on_a_phone_or_a_desk_by_day_or_night(
+    up: Up, new_page: NewPage
+) -> None:
+    """Files, jobs, skills, tokens and instances are looked at where there are some."""
     session = up.new_session(
         "think hm\nsay # Title\nsay A [link](https://example.org), `code`, **bold**.\n"
         'tool Bash {"command": "ls"}\ntool Edit {"file_path": "/a", "old_string": "1", "new_string": "2"}'
@@ -108,27 +106,29 @@ def test_axe_finds_no_serious_fault(up: Up, new_page: NewPage, scheme: str, widt
     up.wait_state(session, "idle")
     up.prompt(session, "ask 1")
     up.wait_state(session, "waiting")
-    page = new_page(color_scheme=scheme, viewport={"width": width, "height": 900})
-    faults = {}
-
-    def look(name: str) -> None:
-        picture(page, f"{name}-{scheme}-{width}")
-        page.evaluate(Path(AXE).read_text() + "; undefined")
-        found = page.evaluate("axe.run().then((result) => result.violations)")
-        for fault in found:
-            if fault["impact"] in ("serious", "critical"):
-                faults[f"{name}: {fault['id']}"] = [n["html"][:200] for n in fault["nodes"]]
-
+    page = new_page()
     page.locator(".sessions a").first.wait_for()
-    look("sessions")
+    found = faults(page, "sessions")
     page.evaluate("location.hash = '/new'")
     page.get_by_role("heading", name="New session").wait_for()
-    look("new")
+    found += faults(page, "new")
+    page.evaluate("location.hash = '/search'")
+    page.get_by_label("Words of any message").fill("code")
+    page.get_by_role("button", name="Search").click()
+    page.locator(".sessions a").first.wait_for()
+    found += faults(page, "search")
+    page.evaluate("location.hash = '/phone'")
+    page.get_by_role("img", name="QR code").wait_for()
+    found += faults(page, "phone")
     page.evaluate("id => { location.hash = `/session/${id}` }", session)
     page.locator(".asking").wait_for()
     page.evaluate("document.querySelectorAll('.summary').forEach((header) => header.click())")
-    look("session")
+    found += faults(page, "session")
     page.get_by_role("button", name="Details").click()
-    look("details")
+    found += faults(page, "details")
     up.call("DELETE", f"/v1/sessions/{session}")
-    assert faults == {}
+    page.evaluate("location.hash = '/'")
+    page.get_by_role("button", name="Log out").click()
+    page.get_by_label("Token").wait_for()
+    found += faults(page, "login")
+    assert found == []

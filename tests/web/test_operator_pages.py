@@ -12,6 +12,7 @@ import pytest
 from tests.live.up import Up, wait_until
 from tests.needs import needs_browser
 from tests.web.conftest import picture
+from tests.web.looks import faults
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -60,14 +61,10 @@ def test_a_token_is_shown_once_and_worth_nothing_once_revoked(up: Up, new_page: 
     page.get_by_role("link", name="Instances").click()
     page.get_by_role("listitem", name="Generation").get_by_text("serving").wait_for()
     assert page.get_by_role("button", name="Hand over now").count() == 0
-    picture(page, "instances-light")
-    page.set_viewport_size({"width": 360, "height": 700})
-    page.emulate_media(color_scheme="dark")
-    picture(page, "instances-dark-360")
+    assert faults(page, "instances") == []
     page.get_by_role("link", name="Tokens").click()
     page.get_by_role("listitem", name="plain").wait_for()
-    assert page.evaluate("document.querySelector('.page').scrollWidth") <= 360
-    picture(page, "tokens-dark-360")
+    assert faults(page, "tokens") == []
 
     page.get_by_role("button", name="Log out").click()
     page.get_by_label("Token").fill(plain["token"])

@@ -78,6 +78,7 @@ def test_a_closed_page_says_that_its_agent_waits_and_leads_to_the_question(
     assert path == "/phone"
     message = browser.open(body).decode()
     assert json.loads(message)["kind"] == "waiting"
+    (asked,) = up.session(session)["pending"]
 
     # What the platform would show is kept instead: a headless browser has nowhere to show it.
     (worker,) = page.context.service_workers
@@ -108,16 +109,24 @@ def test_a_closed_page_says_that_its_agent_waits_and_leads_to_the_question(
             "title": "Mend the clock",
             "body": "Allow Bash?",
             "tag": session,
-            "data": {"session": session},
+            "data": {"session": session, "request": asked["request_id"]},
         }
     ]
     # What a tap makes the worker tell an open page.
     page.evaluate(
-        "id => navigator.serviceWorker.onmessage(new MessageEvent('message', {data: {go: id}}))",
-        session,
+        "data => navigator.serviceWorker.onmessage(new MessageEvent('message', {data}))",
+        {"go": session, "ask": asked["request_id"]},
     )
-    page.get_by_role("group", name="Allow Bash?").get_by_role("button", name="Allow").first.click()
+    question = page.get_by_role("group", name="Allow Bash?")
+    question.wait_for()
+    wait_until(
+        lambda: question.evaluate("question => question === document.activeElement"),
+        "a tap leads to the question",
+    )
+    question.get_by_role("button", name="Allow").first.click()
     up.wait_state(session, "idle")
+    page.reload()
+    page.get_by_text("needs no answer any more").wait_for()
     _, _, body = service.wait(2)[1]
     assert json.loads(browser.open(body))["kind"] == "finished"
 

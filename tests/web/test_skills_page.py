@@ -14,6 +14,7 @@ from tests.needs import needs_browser
 from tests.skills.make import image, skill
 from tests.skills.test_plugins import BROKEN, index_of
 from tests.web.conftest import picture
+from tests.web.looks import faults
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -87,8 +88,31 @@ def test_twenty_are_installed_compared_updated_and_rolled_back(
     markets.get_by_text("1 of 1;").wait_for()
     assert markets.get_by_role("listitem", name="p-481@large").is_visible()
 
-    small = new_page(color_scheme="dark", viewport={"width": 360, "height": 700})
-    small.evaluate("location.hash = '/skills'")
-    small.get_by_role("listitem", name="s-07").wait_for()
-    assert small.evaluate("document.querySelector('.page').scrollWidth") <= 360
-    picture(small, "skills-dark-360")
+    assert faults(page, "skills") == []
+
+
+def test_a_projects_skills_are_shown_and_changed_where_its_session_leads(
+    up: Up, new_page: NewPage, tmp_path: Path
+) -> None:
+    session = up.new_session("say hello")["id"]
+    cwd = Path(up.session(session)["cwd"])
+    skill(cwd / ".claude/skills", "of-project", "Knows this project")
+    skill(tmp_path / "more", "another", "Comes later")
+    page = new_page(session)
+    page.get_by_role("button", name="Details").click()
+    page.get_by_role("link", name="Skills here").click()
+    page.get_by_role("listitem", name="of-project").get_by_text("Knows this project").wait_for()
+    page.get_by_label("A folder, a .zip, a git URL or plugin@marketplace").fill(
+        str(tmp_path / "more")
+    )
+    page.get_by_role("button", name="Install", exact=True).first.click()
+    page.get_by_role("listitem", name="another").wait_for()
+    assert (cwd / ".claude/skills/another/SKILL.md").exists()
+    page.get_by_label("Choose another").check()
+    page.get_by_role("button", name="Remove").click()
+    wait_until(lambda: page.get_by_role("listitem", name="another").count() == 0, "it is gone")
+    assert not (cwd / ".claude/skills/another").exists()
+    assert (cwd / ".claude/skills/of-project/SKILL.md").exists()
+    page.get_by_label("Folder of a project").fill("")
+    page.get_by_role("button", name="Show").click()
+    wait_until(lambda: page.get_by_role("listitem", name="of-project").count() == 0, "not here")

@@ -11,8 +11,15 @@ const WORDS = {
   failed: (text) => `The agent could not be started. ${text}`,
 };
 
-function addressOf(session) {
-  return `/#/session/${encodeURIComponent(session)}`;
+/** Of a session, at the question `request` where there is one. */
+function addressOf(session, request = "") {
+  const address = `/#/session/${encodeURIComponent(session)}`;
+  return request === "" ? address : `${address}/ask/${encodeURIComponent(request)}`;
+}
+
+/** Is the page at this session, wherever in it? */
+function isAt(page, session) {
+  return `${page.url}/`.includes(`${addressOf(session)}/`);
 }
 
 self.addEventListener("install", () => self.skipWaiting());
@@ -27,17 +34,18 @@ self.addEventListener("push", (event) => {
   }
   const words = Object.hasOwn(WORDS, message.kind) ? WORDS[message.kind] : WORDS.finished;
   const session = typeof message.session === "string" ? message.session : "";
+  const request = typeof message.request === "string" ? message.request : "";
   event.waitUntil(
     (async () => {
       const pages = await self.clients.matchAll({ type: "window" });
-      if (session !== "" && pages.some((page) => page.focused && page.url.endsWith(addressOf(session)))) return;
+      if (session !== "" && pages.some((page) => page.focused && isAt(page, session))) return;
       await self.registration.showNotification(String(message.title || "Holdover"), {
         body: words(String(message.text ?? "")),
         // The newest of a session takes the place of what was shown of it.
         tag: session,
         renotify: session !== "",
         requireInteraction: message.kind === "waiting" || message.kind === "question",
-        data: { session },
+        data: { session, request },
       });
     })(),
   );
@@ -45,16 +53,16 @@ self.addEventListener("push", (event) => {
 
 self.addEventListener("notificationclick", (event) => {
   event.notification.close();
-  const { session } = event.notification.data ?? {};
-  const address = session ? addressOf(session) : "/";
+  const { session, request } = event.notification.data ?? {};
+  const address = session ? addressOf(session, request) : "/";
   event.waitUntil(
     (async () => {
       const pages = await self.clients.matchAll({ type: "window" });
-      const there = pages.find((page) => page.url.endsWith(address)) ?? pages[0];
+      const there = pages.find((page) => session && isAt(page, session)) ?? pages[0];
       if (there === undefined) return self.clients.openWindow(address);
       const page = await there.focus();
       // A change of the fragment alone loads nothing anew.
-      if (!page.url.endsWith(address)) page.postMessage({ go: session });
+      if (session && !page.url.endsWith(address)) page.postMessage({ go: session, ask: request });
     })(),
   );
 });

@@ -1,26 +1,32 @@
 import { render } from "preact";
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useState } from "preact/hooks";
 import { ApiError, call, said, whenLoggedOut } from "./http";
 import { LoginPage } from "./pages/login";
 import { PAGES } from "./pages/registry";
 import { pushState, renewPush, turnOff } from "./push";
 import { useRoute } from "./router";
+import { recall, remember } from "./session/store";
 import { strings } from "./strings";
 import "./style.css";
 
 type Login = "unknown" | "in" | "out";
 
 function App() {
-  const [login, setLogin] = useState<Login>("unknown");
+  // Who was logged in here last most likely still is: nothing waits to hear so. If not, the first
+  // request tells.
+  const [login, setLogin] = useState<Login>(() => (recall("known") === true && codeOf() === null ? "in" : "unknown"));
   const [trouble, setTrouble] = useState<string | null>(null);
   const parts = useRoute();
-  const admin = useAdmin(login === "in");
+  const page = PAGES.find(({ name }) => name === (parts[0] ?? "")) ?? PAGES[0]!;
+  const bare = page.name === "session";
+  const admin = useAdmin(login, bare);
   useEffect(() => {
+    if (login !== "unknown") remember("known", login === "in" ? true : null);
     if (login === "in") renewPush();
   }, [login]);
-  useEffect(() => {
+  useLayoutEffect(() => {
     whenLoggedOut(() => setLogin("out"));
-    void enter(setLogin, setTrouble);
+    if (login === "unknown") void enter(setLogin, setTrouble);
   }, []);
   if (login === "unknown") return <p class="opening">{trouble ?? strings.opening}</p>;
   if (login === "out") {
@@ -34,11 +40,10 @@ function App() {
       />
     );
   }
-  const page = PAGES.find(({ name }) => name === (parts[0] ?? "")) ?? PAGES[0]!;
   const Page = page.view;
   return (
     <>
-      {page.name !== "session" && (
+      {!bare && (
         <nav aria-label={strings.pages}>
           <a class="brand" href="#/">
             Holdover
@@ -68,28 +73,36 @@ async function logOut(): Promise<void> {
   await call("DELETE", "/login");
 }
 
-/** May whoever is logged in do everything? The door itself says so. */
-function useAdmin(loggedIn: boolean): boolean {
-  const [admin, setAdmin] = useState(false);
+/** May whoever is logged in do everything? The door itself says so, asked where it is first shown. */
+function useAdmin(login: Login, bare: boolean): boolean {
+  const [admin, setAdmin] = useState<boolean | null>(null);
+  const unasked = admin === null && !bare;
   useEffect(() => {
-    setAdmin(false);
-    if (!loggedIn) return;
+    if (login !== "in") setAdmin(null);
+  }, [login]);
+  useEffect(() => {
+    if (login !== "in" || !unasked) return;
     let current = true;
     call("GET", "/v1/tokens?limit=1").then(
       () => current && setAdmin(true),
-      () => {},
+      (error: unknown) => current && error instanceof ApiError && setAdmin(false),
     );
     return () => {
       current = false;
     };
-  }, [loggedIn]);
-  return admin;
+  }, [login, unasked]);
+  return admin === true;
+}
+
+/** The code in the address that logs in, if there is one. */
+function codeOf(): string | null {
+  return /^#login=(.+)$/.exec(location.hash)?.[1] ?? null;
 }
 
 /** By the code in the address, if there is one; else by the cookie, if that is still good. */
 async function enter(setLogin: (login: Login) => void, setTrouble: (trouble: string | null) => void): Promise<void> {
-  const code = /^#login=(.+)$/.exec(location.hash)?.[1];
-  if (code !== undefined) {
+  const code = codeOf();
+  if (code !== null) {
     // Out of the history before anything else: it is worth a login while it is unused.
     history.replaceState(null, "", location.pathname);
     try {

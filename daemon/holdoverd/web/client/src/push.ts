@@ -18,8 +18,16 @@ export async function pushState(): Promise<PushState> {
   return recall<string>("push") !== null && Notification.permission === "granted" ? "on" : "off";
 }
 
-/** Throws what went wrong. Call it from a click: browsers ask for leave then only. */
-export async function turnOn(): Promise<PushState> {
+/** Is this device told of what others share, too? */
+export function pushShared(): boolean {
+  return recall<boolean>("push-shared") === true;
+}
+
+/**
+ * `shared`: also of sessions that others share with everyone to write. Throws what went wrong. Call
+ * it from a click: browsers ask for leave then only.
+ */
+export async function turnOn(shared = pushShared()): Promise<PushState> {
   if ((await Notification.requestPermission()) !== "granted") return pushState();
   const { public_key } = await call<{ public_key: string }>("GET", "/v1/push");
   const registration = await navigator.serviceWorker.register(workerAddress());
@@ -29,8 +37,9 @@ export async function turnOn(): Promise<PushState> {
   if (known !== null && keyOf(known) !== public_key) await known.unsubscribe();
   const made = await registration.pushManager.subscribe({ userVisibleOnly: true, applicationServerKey: public_key });
   const { endpoint, keys } = made.toJSON();
-  const { id } = await call<{ id: string }>("POST", "/v1/push", { endpoint, keys });
+  const { id } = await call<{ id: string }>("POST", "/v1/push", { endpoint, keys, shared });
   remember("push", id);
+  remember("push-shared", shared || null);
   return "on";
 }
 
@@ -46,8 +55,9 @@ export async function turnOff(): Promise<PushState> {
 /** Once somebody is logged in: subscriptions end with the login that made them, so make it anew. */
 export function renewPush(): void {
   if (!("serviceWorker" in navigator)) return;
-  navigator.serviceWorker.onmessage = (event: MessageEvent<{ go?: string }>) => {
-    if (typeof event.data.go === "string") go(`/session/${encodeURIComponent(event.data.go)}`);
+  navigator.serviceWorker.onmessage = (event: MessageEvent<{ go?: string; ask?: string }>) => {
+    const { go: session, ask } = event.data;
+    if (typeof session === "string") go(`/session/${encodeURIComponent(session)}${ask ? `/ask/${encodeURIComponent(ask)}` : ""}`);
   };
   void pushState().then((state) => {
     if (state === "on") turnOn().catch((error: unknown) => console.warn("holdover: no notifications,", error));

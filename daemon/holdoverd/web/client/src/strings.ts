@@ -16,7 +16,7 @@ export const strings = {
   logOut: "Log out",
   token: "Token",
   tokenHint:
-    "On the server, `holdover token new` prints a token; under `holdover up` the terminal shows one. " +
+    "On the server, “holdover token new” prints a token; under “holdover up” the terminal shows one. " +
     "A browser that is logged in already shows a code for the next one under “Phone”.",
   opening: "Opening …",
   newSession: "New session",
@@ -31,7 +31,7 @@ export const strings = {
   startingSession: "Starting …",
   firstPrompt: "First prompt",
   newFields: {
-    title: "Title (optional)",
+    title: "Title (left empty: the prompt’s first line)",
     cwd: "Folder on the server",
     url: "Address of the repository",
     ref: "Branch or tag (left empty: its default)",
@@ -53,6 +53,7 @@ export const strings = {
       "What is said is sealed: its maker’s push service cannot read it.",
     on: "Notify me",
     off: "Stop notifying me",
+    shared: "Also of sessions that others let everyone write in",
     states: {
       on: "This device is notified.",
       off: "This device is not notified.",
@@ -66,9 +67,11 @@ export const strings = {
   allSessions: "All sessions",
   noSession: "There is no such session, or it is not shared with you.",
   unshared: "This session is no longer shared with you.",
+  answered: "What you were asked about needs no answer any more.",
   details: "Details",
   agent: "Agent",
   folder: "Folder",
+  skillsHere: "Skills here",
   owner: "Owner",
   cost: "Cost",
   context: "Context",
@@ -187,6 +190,7 @@ export const strings = {
   deny: "Deny",
   approve: "Approve",
   reason: "Reason (optional)",
+  reasonShort: "Reason",
   editInput: "Change the input",
   keepInput: "Keep the input",
   editedInput: "Changed input, as JSON",
@@ -276,6 +280,8 @@ export const strings = {
   skills: {
     title: "Skills",
     none: "There are no skills yet.",
+    project: "Folder of a project (left empty: skills of every session)",
+    show: "Show",
     source: "A folder, a .zip, a git URL or plugin@marketplace",
     install: "Install",
     installed: "Installed",

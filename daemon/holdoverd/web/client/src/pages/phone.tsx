@@ -1,6 +1,6 @@
 import { useEffect, useState } from "preact/hooks";
 import { call, said } from "../http";
-import { pushState, turnOff, turnOn, type PushState } from "../push";
+import { pushShared, pushState, turnOff, turnOn, type PushState } from "../push";
 import { strings } from "../strings";
 
 interface Code {
@@ -60,6 +60,7 @@ export function PhonePage() {
 function Notifications() {
   const [state, setState] = useState<PushState | null>(null);
   const [trouble, setTrouble] = useState<string | null>(null);
+  const [shared, setShared] = useState(pushShared);
   useEffect(() => void pushState().then(setState), []);
   const run = async (turn: () => Promise<PushState>): Promise<void> => {
     setTrouble(null);
@@ -83,9 +84,23 @@ function Notifications() {
         </p>
       )}
       {(state === "on" || state === "off") && (
-        <button type="button" onClick={() => void run(state === "on" ? turnOff : turnOn)}>
-          {state === "on" ? words.off : words.on}
-        </button>
+        <>
+          <label class="check">
+            <input
+              type="checkbox"
+              checked={shared}
+              onChange={(event) => {
+                const wanted = event.currentTarget.checked;
+                setShared(wanted);
+                if (state === "on") void run(() => turnOn(wanted));
+              }}
+            />
+            {words.shared}
+          </label>
+          <button type="button" onClick={() => void run(state === "on" ? turnOff : () => turnOn(shared))}>
+            {state === "on" ? words.off : words.on}
+          </button>
+        </>
       )}
     </section>
   );

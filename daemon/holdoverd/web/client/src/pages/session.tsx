@@ -1,4 +1,4 @@
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { useChanges } from "../hooks";
 import { strings } from "../strings";
 import { Composer } from "../session/composer";
@@ -13,14 +13,16 @@ import type { PageProps } from "./registry";
 
 export function SessionPage({ parts }: PageProps) {
   const [id = "", page, seq] = parts;
-  const goal = page !== undefined && seq !== undefined ? { page: Number(page), seq: Number(seq) } : null;
+  const asked = page === "ask" ? (seq ?? null) : null;
+  const goal = asked === null && page !== undefined && seq !== undefined ? { page: Number(page), seq: Number(seq) } : null;
   const [store, setStore] = useState<SessionStore | null>(null);
-  useEffect(() => {
+  // Before anything is painted: its stream takes longer than the page.
+  useLayoutEffect(() => {
     const opened = new SessionStore(id);
     setStore(opened);
     return () => opened.close();
   }, [id]);
-  return store === null || store.id !== id ? null : <Opened key={id} store={store} goal={goal} />;
+  return store === null || store.id !== id ? null : <Opened key={id} store={store} goal={goal} asked={asked} />;
 }
 
 /** How long it is said that the connection is back. */
@@ -29,7 +31,7 @@ const FOUND_MS = 2500;
 /** How long a connection may be away before it is worth a word. */
 const QUIET_MS = 700;
 
-function Opened({ store, goal }: { store: SessionStore; goal: Goal | null }) {
+function Opened({ store, goal, asked }: { store: SessionStore; goal: Goal | null; asked: string | null }) {
   useChanges(store);
   const [over, setOver] = useState(false);
   const title = store.session === null ? store.id : titleOf(store.session);
@@ -74,7 +76,7 @@ function Opened({ store, goal }: { store: SessionStore; goal: Goal | null }) {
       <div class="foot">
         {over && <p class="note">{strings.dropHere}</p>}
         <Quiet store={store} />
-        <Permissions store={store} />
+        <Permissions key={asked} store={store} asked={asked} />
         <Queue store={store} />
         <Composer store={store} />
       </div>

@@ -3,7 +3,9 @@ import { usePolled } from "../hooks";
 import { ApiError, call, said } from "../http";
 import { visible } from "../rules/text";
 import { strings } from "../strings";
-import type { Market, Plugin, Skill, SkillDiff } from "../wire";
+import { go } from "../router";
+import type { Market, Plugin, Session, Skill, SkillDiff } from "../wire";
+import type { PageProps } from "./registry";
 
 const EVERY_MS = 15_000;
 const words = strings.skills;
@@ -14,8 +16,18 @@ interface Untrusted {
   again: () => void;
 }
 
-export function SkillsPage() {
-  const { value, error, again } = usePolled(() => call<{ items: Skill[] }>("GET", "/v1/skills"), EVERY_MS, "");
+/** Personal skills, or those of the project in the folder that the address names, beside what else is loaded there. */
+export function SkillsPage({ parts }: PageProps) {
+  const cwd = parts[0] ?? "";
+  return <Skills key={cwd} cwd={cwd} />;
+}
+
+function Skills({ cwd }: { cwd: string }) {
+  /** What is changed here; all else is only shown. */
+  const scope = cwd === "" ? "personal" : "project";
+  const place = cwd === "" ? {} : { scope, cwd };
+  const query = cwd === "" ? "" : `?${new URLSearchParams({ cwd })}`;
+  const { value, error, again } = usePolled(() => call<{ items: Skill[] }>("GET", `/v1/skills${query}`), EVERY_MS, query);
   const [chosen, setChosen] = useState<ReadonlySet<string>>(new Set());
   const [busy, setBusy] = useState(false);
   const [told, setTold] = useState<string | null>(null);
@@ -38,7 +50,7 @@ export function SkillsPage() {
   };
   const change = (op: string, names: string[]) =>
     run(async (trust) => {
-      const body = { op, names, trust };
+      const body = { op, names, trust, ...place };
       const { changed } = await call<{ changed: { changed: boolean }[] }>("POST", "/v1/skills/batch", body);
       setChosen(new Set());
       setDiff(null);
@@ -46,17 +58,17 @@ export function SkillsPage() {
     });
   const install = (body: object) =>
     run(async (trust) => {
-      const { changed } = await call<{ changed: { changed: boolean }[] }>("POST", "/v1/skills", { ...body, trust });
+      const { changed } = await call<{ changed: { changed: boolean }[] }>("POST", "/v1/skills", { ...body, ...place, trust });
       return words.changed(changed.filter((one) => one.changed).length);
     });
   const compare = (skill: Skill) =>
     run(async () => {
-      setDiff(await call<SkillDiff>("GET", `/v1/skills/${encodeURIComponent(skill.name)}/diff`));
+      setDiff(await call<SkillDiff>("GET", `/v1/skills/${encodeURIComponent(skill.name)}/diff${cwd === "" ? "" : `?${new URLSearchParams(place)}`}`));
       return "";
     });
 
   const items = value?.items ?? [];
-  const own = items.filter((one) => one.scope === "personal");
+  const own = items.filter((one) => one.scope === scope);
   const names = own.filter((one) => chosen.has(one.name)).map((one) => one.name);
   const choose = (name: string, wanted: boolean): void => {
     const next = new Set(chosen);
@@ -66,6 +78,7 @@ export function SkillsPage() {
   return (
     <main class="page">
       <h1>{words.title}</h1>
+      <Project cwd={cwd} />
       <Add busy={busy} add={(source) => void install({ source })} />
       <p class="quiet" role="status">
         {told ?? (error !== null && said(error))}
@@ -110,8 +123,8 @@ export function SkillsPage() {
             <input
               type="checkbox"
               aria-label={words.choose(skill.called)}
-              disabled={skill.scope !== "personal"}
-              checked={chosen.has(skill.name) && skill.scope === "personal"}
+              disabled={skill.scope !== scope}
+              checked={chosen.has(skill.name) && skill.scope === scope}
               onChange={(event) => choose(skill.name, event.currentTarget.checked)}
             />
             <div>
@@ -134,7 +147,7 @@ export function SkillsPage() {
                   .join(" · ")}
               </p>
               {skill.problems.length > 0 && <p class="bad">{visible(skill.problems.join("; "))}</p>}
-              {skill.scope === "personal" && skill.source !== null && (
+              {skill.scope === scope && skill.source !== null && (
                 <div class="actions">
                   <button type="button" disabled={busy} onClick={() => void compare(skill)}>
                     {words.compare}
@@ -144,13 +157,42 @@ export function SkillsPage() {
                   </button>
                 </div>
               )}
-              {diff?.name === skill.name && skill.scope === "personal" && <Difference diff={diff} />}
+              {diff?.name === skill.name && skill.scope === scope && <Difference diff={diff} />}
             </div>
           </li>
         ))}
       </ul>
-      <Markets busy={busy} install={(plugin) => void install({ source: plugin })} run={run} />
+      {cwd === "" && <Markets busy={busy} install={(plugin) => void install({ source: plugin })} run={run} />}
     </main>
+  );
+}
+
+/** Whose skills are shown: those of everywhere, or a project's. The folders of sessions are offered. */
+function Project({ cwd }: { cwd: string }) {
+  const [folder, setFolder] = useState(cwd);
+  const { value } = usePolled(() => call<{ items: Session[] }>("GET", "/v1/sessions?limit=100"), EVERY_MS * 4, "");
+  const known = [...new Set(value?.items.flatMap(({ cwd }) => cwd ?? []))];
+  return (
+    <form
+      class="fields"
+      onSubmit={(event) => {
+        event.preventDefault();
+        go(folder.trim() === "" ? "/skills" : `/skills/${encodeURIComponent(folder.trim())}`);
+      }}
+    >
+      <label>
+        {words.project}
+        <input list="skill-folders" value={folder} size={40} onInput={(event) => setFolder(event.currentTarget.value)} />
+        <datalist id="skill-folders">
+          {known.map((one) => (
+            <option key={one} value={one} />
+          ))}
+        </datalist>
+      </label>
+      <button type="submit" disabled={folder.trim() === cwd}>
+        {words.show}
+      </button>
+    </form>
   );
 }
 
@@ -179,7 +221,13 @@ function Difference({ diff }: { diff: SkillDiff }) {
   if (diff.files.length === 0) return <p class="quiet">{words.noDifference}</p>;
   return (
     <pre class="difference" aria-label={words.difference} tabIndex={0}>
-      {diff.files.map((file) => visible(file.diff ?? `${file.change}: ${file.path}`)).join("\n")}
+      {diff.files
+        .flatMap((file) => (file.diff ?? `${file.change}: ${file.path}`).split("\n"))
+        .map((line, at) => (
+          <span key={at} class={/^\+(?!\+\+ )/.test(line) ? "added" : /^-(?!-- )/.test(line) ? "removed" : ""}>
+            {visible(line) || " "}
+          </span>
+        ))}
     </pre>
   );
 }

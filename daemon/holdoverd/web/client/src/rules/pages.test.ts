@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { MAX_MOUNTED, spacer, trimmed, wanted, type Span } from "./pages";
+import { coming, MAX_MOUNTED, SLICE, sliced, spacer, trimmed, wanted, type Span } from "./pages";
 
 /** A list of pages of the heights given, looked at from `top`: what stands in the document then. */
 function walk(heights: number[], view: number, steps: number[]): { spans: Span[]; loads: number[] } {
@@ -58,6 +58,28 @@ describe.each([
     const { spans } = walk(heights, view, [...steps, total - view]);
     expect(spans.at(-1)?.last).toBe(11);
   });
+});
+
+test("rows come a few in each frame, from the last one up, until all are there", () => {
+  for (const weight of [1, 400, 5000, 1_000_000]) {
+    const weights = Array.from({ length: 100 }, () => weight);
+    let first = 100;
+    for (let frames = 0; first > 0; frames += 1) {
+      const next = sliced(weights, first);
+      expect(next).toBeLessThan(first);
+      expect((first - next - 1) * weight).toBeLessThan(SLICE);
+      first = next;
+      expect(frames).toBeLessThan(100);
+    }
+  }
+  expect(sliced([], 0)).toBe(0);
+});
+
+test("the page above is asked for before it is needed, and not while it is far", () => {
+  const span = { first: 7, last: 9 };
+  expect(coming(span, { above: 3000, below: 0, height: 800 })).toBe(6);
+  expect(coming(span, { above: 3300, below: 0, height: 800 })).toBe(null);
+  expect(coming({ first: 0, last: 2 }, { above: 0, below: 0, height: 800 })).toBe(null);
 });
 
 test("space is held for what was measured, and for nothing else", () => {

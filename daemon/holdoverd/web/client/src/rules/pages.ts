@@ -20,8 +20,26 @@ export interface View {
   height: number;
 }
 
-/** How far ahead of the view a page is asked for, in heights of the view. */
+/** What may be mounted in one frame, in the weight of rows: a page of long texts would hold up several. */
+export const SLICE = 32_000;
+
+/**
+ * The first row to mount in this frame, of rows of these weights that stand there from `end` on and
+ * have more above. At least one is mounted. `taken`: what else is mounted in it.
+ */
+export function sliced(weights: readonly number[], end: number, taken = 0): number {
+  let first = end;
+  for (let weight = taken; first > 0 && (weight < SLICE || first === end); ) {
+    first -= 1;
+    weight += weights[first] ?? 0;
+  }
+  return first;
+}
+
+/** How far ahead of the view a page is mounted, in heights of the view. */
 const AHEAD = 1.5;
+/** How far ahead of the view a page is asked for, so that it is here when it is to be mounted. */
+const COMING = 4;
 /** How far behind the view a page may go, in heights of the view. */
 const BEHIND = 2;
 
@@ -43,6 +61,11 @@ export function wanted(span: Span, view: View, heights: readonly number[], lastP
     return span.last + 1;
   }
   return null;
+}
+
+/** The page above to ask for while there is still much to read below it; null when that is far. */
+export function coming(span: Span, view: View): number | null {
+  return span.first > 0 && view.above < COMING * view.height ? span.first - 1 : null;
 }
 
 /**

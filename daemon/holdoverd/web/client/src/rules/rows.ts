@@ -93,6 +93,14 @@ export function rowsOf(messages: readonly Message[], before: readonly Row[] = []
   });
 }
 
+/** What a row costs to mount, in characters of text: what is folded costs as much as a line. */
+export function weightOf({ kind, message, part }: Row): number {
+  if (kind === "prompt") return LINE + textOf(message).length;
+  return kind === "text" && typeof part.text === "string" ? LINE + part.text.length : LINE;
+}
+
+const LINE = 400;
+
 /** What a permission asks for: `{tool_name, input, …}`. */
 export function requestOf(message: Message): Json {
   return isObject(message.body.request) ? message.body.request : message.body;

@@ -49,7 +49,15 @@ function Details({ store }: { store: SessionStore }) {
         <dt>{strings.agent}</dt>
         <dd>{session.agent}</dd>
         <dt>{strings.folder}</dt>
-        <dd>{visible(session.cwd ?? "")}</dd>
+        <dd>
+          {visible(session.cwd ?? "")}
+          {session.cwd && (
+            <>
+              {" "}
+              <a href={`#/skills/${encodeURIComponent(session.cwd)}`}>{strings.skillsHere}</a>
+            </>
+          )}
+        </dd>
         <dt>{strings.owner}</dt>
         <dd>{session.owner}</dd>
         {session.cost_usd !== null && (

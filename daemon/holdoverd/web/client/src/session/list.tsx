@@ -9,8 +9,8 @@
 import type { ComponentChildren } from "preact";
 import { useEffect, useLayoutEffect, useMemo, useReducer, useRef } from "preact/hooks";
 import { Notifier, useChanges } from "../hooks";
-import { MAX_MOUNTED, spacer, trimmed, wanted, type Span } from "../rules/pages";
-import { rowsOf, type Row } from "../rules/rows";
+import { coming, MAX_MOUNTED, SLICE, sliced, spacer, trimmed, wanted, type Span } from "../rules/pages";
+import { rowsOf, weightOf, type Row } from "../rules/rows";
 import { strings } from "../strings";
 import { MAIN, type Message } from "../wire";
 import { Folds, FoldsContext } from "./folds";
@@ -40,6 +40,10 @@ class Flow extends Notifier {
   seen = 0;
   /** A message to go to once it is mounted. */
   private goal: Goal | null = null;
+  /** Rows of the first page that do not stand in the document yet: they come a few in each frame. */
+  private cut = 0;
+  /** The page that was asked for before it was to be mounted. */
+  private asked = -1;
   private readonly heights = new Map<number, number>();
   private readonly rows = new Map<number, { messages: Message[]; rows: Row[] }>();
   private content: HTMLElement | null = null;
@@ -67,6 +71,11 @@ class Flow extends Notifier {
     return this.store.conversation.main;
   }
 
+  /** The first page stands in the document with all of its rows. */
+  get whole(): boolean {
+    return this.cut === 0;
+  }
+
   get atEnd(): boolean {
     return this.span !== null && this.span.last >= this.thread.lastPage;
   }
@@ -75,9 +84,9 @@ class Flow extends Notifier {
   pages(): { page: number; rows: Row[] }[] {
     const { thread } = this;
     if (thread.lastN === 0) return [];
-    if (this.span === null) {
-      const last = thread.lastPage;
-      this.span = { first: thread.has(last - 1) ? last - 1 : last, last };
+    const opening = !this.opened && (this.scroller?.pinned ?? true);
+    if (this.span === null || (opening && this.span.last < thread.lastPage)) {
+      this.span = this.endSpan();
     } else if (this.span.last === thread.lastPage - 1 && this.grewFrom === this.span.last) {
       this.span = { ...this.span, last: thread.lastPage };
       this.shrinkTo(MAX_MOUNTED, "first");
@@ -90,12 +99,30 @@ class Flow extends Notifier {
       const before = this.rows.get(page);
       const rows = before?.messages === messages ? before.rows : rowsOf(messages, before?.rows);
       this.rows.set(page, { messages, rows });
-      found.push({ page, rows });
+      if (page === this.span.first && this.cut === Infinity) this.cut = this.sliceOf(rows, rows.length);
+      found.push({ page, rows: page === this.span.first && this.cut > 0 ? rows.slice(this.cut) : rows });
     }
     for (const page of this.rows.keys()) {
       if (page < this.span.first || page > this.span.last) this.rows.delete(page);
     }
     return found;
+  }
+
+  private sliceOf(rows: readonly Row[], end: number): number {
+    return sliced(rows.map(weightOf), end);
+  }
+
+  /** The end of what there is stands there at once, since it is read first; all else follows. */
+  private endSpan(): Span {
+    const { thread } = this;
+    const last = thread.lastPage;
+    const weights = rowsOf(thread.pages.get(last) ?? []).map(weightOf);
+    const taken = weights.reduce((sum, weight) => sum + weight, 0);
+    this.cut = Infinity;
+    if (taken >= SLICE || !thread.has(last - 1)) return { first: last, last };
+    const before = rowsOf(thread.pages.get(last - 1) ?? []).map(weightOf);
+    this.cut = sliced(before, before.length, taken);
+    return { first: last - 1, last };
   }
 
   private grewFrom = -1;
@@ -133,19 +160,32 @@ class Flow extends Notifier {
       this.shownPinned = scroller.pinned;
       this.changed();
     }
-    // Under a finger nothing may change above; it goes on when the list is still.
-    if (scroller.moving) return;
     const mounted = this.mounted();
     const first = mounted[0];
     const last = mounted.at(-1);
     if (first === undefined || last === undefined) return;
     const reach = scroller.reach(first, last);
+    const next = scroller.pinned ? null : coming(span, reach);
+    if (next !== null && next !== this.asked && !thread.has(next)) {
+      this.asked = next;
+      void this.store.load(MAIN, next);
+    }
+    // Under a finger nothing may change above; it goes on when the list is still.
+    if (scroller.moving) return;
+    if (this.cut > 0) {
+      const rows = this.rows.get(span.first)?.rows ?? [];
+      this.cut = this.sliceOf(rows, Math.min(this.cut, rows.length));
+      this.changed();
+      return;
+    }
     const heights = mounted.map((page) => page.getBoundingClientRect().height);
     const want = wanted(span, reach, heights, thread.lastPage);
     if (want !== null) {
       if (thread.has(want)) {
         this.measure();
         this.span = { first: Math.min(span.first, want), last: Math.max(span.last, want) };
+        // Where its height is known, all of it takes the place that was held for it, and nothing moves.
+        if (want < span.first) this.cut = this.heights.has(want) ? 0 : Infinity;
         this.shrinkTo(MAX_MOUNTED, want < span.first ? "last" : "first");
         this.changed();
       } else void this.store.load(MAIN, want).then(() => this.soon());
@@ -164,6 +204,7 @@ class Flow extends Notifier {
     if (this.span === null || this.span.last - this.span.first + 1 <= count) return;
     this.measure();
     const { first, last } = this.span;
+    if (end === "first") this.cut = 0;
     this.span = end === "first" ? { first: last - count + 1, last } : { first, last: first + count - 1 };
   }
 
@@ -175,15 +216,16 @@ class Flow extends Notifier {
 
   private measure(): void {
     for (const page of this.mounted()) {
+      // Of one that is there in part nothing is known.
+      if (this.cut > 0 && Number(page.dataset.page) === this.span?.first) continue;
       this.heights.set(Number(page.dataset.page), page.getBoundingClientRect().height);
     }
   }
 
   toEnd(): void {
-    const last = this.thread.lastPage;
     if (!this.atEnd) {
       this.measure();
-      this.span = { first: this.thread.has(last - 1) ? last - 1 : last, last };
+      this.span = this.endSpan();
     }
     if (this.scroller !== null) this.scroller.pinned = true;
     this.changed();
@@ -196,6 +238,7 @@ class Flow extends Notifier {
     this.measure();
     if (this.span === null || page < this.span.first || page > this.span.last) {
       this.span = { first: page, last: page };
+      this.cut = 0;
     }
     if (this.scroller !== null) this.scroller.pinned = false;
     this.goal = { page, seq };
@@ -235,7 +278,7 @@ export function MessageList(props: { store: SessionStore; goal: Goal | null; chi
   const pages = flow.pages();
   const { main } = store.conversation;
   const fresh = main.lastN - flow.seen;
-  const atStart = flow.span?.first === 0;
+  const atStart = flow.span?.first === 0 && flow.whole;
   return (
     <FoldsContext.Provider value={folds}>
       <div class="list">

@@ -1,7 +1,7 @@
 /** All open permissions, above the prompt: allow, deny with a reason, remember, change the input. */
 
 import type { TargetedEvent } from "preact";
-import { useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { Markdown } from "../markdown";
 import { oneLine, visible } from "../rules/text";
 import { strings } from "../strings";
@@ -9,20 +9,36 @@ import { isObject, type Json, type Permission } from "../wire";
 import { Input } from "./rows";
 import type { SessionStore } from "./store";
 
-export function Permissions({ store }: { store: SessionStore }) {
+/** `asked`: the one that a notification led to. */
+export function Permissions({ store, asked }: { store: SessionStore; asked: string | null }) {
   const pending = store.session?.pending ?? [];
-  if (pending.length === 0) return null;
+  const met = useRef(false);
+  met.current ||= pending.some(({ request_id }) => request_id === asked);
+  const late = asked !== null && !met.current && store.connection === "live";
+  if (pending.length === 0) return late ? <p class="note" role="status">{strings.answered}</p> : null;
   return (
     <section class="permissions" aria-label={strings.permissions}>
+      {late && <p class="note" role="status">{strings.answered}</p>}
       {pending.map((permission) => (
-        <Asking key={permission.request_id} permission={permission} store={store} />
+        <Asking
+          key={permission.request_id}
+          permission={permission}
+          store={store}
+          meant={permission.request_id === asked}
+        />
       ))}
     </section>
   );
 }
 
-function Asking({ permission, store }: { permission: Permission; store: SessionStore }) {
+function Asking({ permission, store, meant }: { permission: Permission; store: SessionStore; meant: boolean }) {
   const [busy, setBusy] = useState(false);
+  const element = useRef<HTMLFieldSetElement>(null);
+  useEffect(() => {
+    if (!meant) return;
+    element.current?.scrollIntoView({ block: "nearest" });
+    element.current?.focus({ preventScroll: true });
+  }, [meant]);
   const answer = (fields: Json): void => {
     setBusy(true);
     // Answered by somebody else meanwhile: the session's levels say so, and this goes.
@@ -32,7 +48,7 @@ function Asking({ permission, store }: { permission: Permission; store: SessionS
   const props = { permission, answer, busy };
   const name = permission.tool_name ?? "";
   return (
-    <fieldset class="asking" disabled={busy}>
+    <fieldset class="asking" disabled={busy} ref={element} tabIndex={-1}>
       <legend>
         {name === "AskUserQuestion"
           ? strings.question
@@ -132,7 +148,7 @@ function Deny(props: { reason: string; setReason: (reason: string) => void; answ
       <input
         type="text"
         aria-label={strings.reason}
-        placeholder={strings.reason}
+        placeholder={strings.reasonShort}
         value={props.reason}
         onInput={(event) => props.setReason(event.currentTarget.value)}
       />
