@@ -6,6 +6,7 @@ may not ask about is not told to be there.
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from holdoverd.callers import Caller
 from holdoverd.errors import MethodNotAllowed, NotFound, Unauthorized
@@ -65,7 +66,7 @@ class Route:
     renew: Renew | None = None
     once: bool = True
 
-    @property
+    @cached_property
     def segments(self) -> tuple[str, ...]:
         return tuple(self.pattern[1:].split("/")) if self.pattern != "/" else ()
 
