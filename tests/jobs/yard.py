@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,10 +124,20 @@ class Yard:
         self.workers.append(worker)
         return worker
 
+    def observe(self, lease_s: float) -> None:
+        """Have somebody look after the workers of this host, as a daemon does."""
+        with (self.folder / "observer.log").open("ab") as log:
+            program = ["-m", "tests.jobs.observer"]
+            self.workers.append(self._start(log, {"LEASE_S": str(lease_s)}, None, program))
+
     def _start(
-        self, log: IO[bytes], env: dict[str, str], host: str | None
+        self,
+        log: IO[bytes],
+        env: dict[str, str],
+        host: str | None,
+        program: Sequence[str] = ("-m", "tests.jobs.store", "--direct"),
     ) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tests.jobs.store", "--direct"]
+        command = [sys.executable, *program]
         runtime = self.runtime
         if host is not None:
             command = ["unshare", "--uts", "sh", "-c", f'hostname {host}; exec "$@"', "-", *command]

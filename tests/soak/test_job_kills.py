@@ -30,6 +30,8 @@ def test_two_hundred_killed_workers_lose_nothing_and_publish_once(
 ) -> None:
     with open_yard(tmp_path, migrated) as yard:
         yard.env["HOLDOVER_JOBS_LEASE_S"] = str(LEASE_S)
+        # A host has a daemon. Without one, three killed one after the other leave nobody to see it.
+        yard.observe(LEASE_S)
         took_s = kill_workers(
             yard, kills=KILLS, hosts=(None, None, None, "elsewhere"), least_jobs=JOBS
         )
