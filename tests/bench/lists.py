@@ -63,7 +63,10 @@ _ROWS = """
 CLIMB = f"""async (pages) => {{
   {_ROWS}
   const goal = list.first() - pages, found = {{prepend: 0, otherwise: 0, prepends: 0}};
+  for (let at = 0; at < 30; at += 1) await frame();
   while (list.first() > goal) {{
+    // Between two frames, as when a person scrolls: a list hears of it before it does anything else.
+    await new Promise((done) => setTimeout(done));
     const row = visible();
     if (!row) {{ await frame(); continue; }}
     const key = row.dataset.row, before = list.first(), by = Math.min(600, view.scrollTop);
