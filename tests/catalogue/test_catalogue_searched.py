@@ -287,6 +287,7 @@ def test_orphans_are_looked_for_slice_by_slice(cx: Connection) -> None:
     assert slices == [[], ["s_gone"], []]
 
 
+@on_sqlite
 def test_the_index_is_whole_after_all_of_it(cx: Connection) -> None:
     """FTS5's own check of itself."""
     opened(cx)
