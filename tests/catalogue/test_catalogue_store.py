@@ -19,7 +19,6 @@ from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import OperationalError
 
 from holdoverd.catalogue import schema, sessions, store, writer
-from holdoverd.catalogue.dialect import CHECKPOINT_BYTES
 from holdoverd.catalogue.records import Change
 from holdoverd.catalogue.store import Catalogue
 from holdoverd.errors import CatalogueError, Conflict, Internal, NotFound
@@ -399,25 +398,6 @@ async def test_closing_leaves_no_log_behind(url: str) -> None:
     await catalogue.write(put("a"))
     catalogue.close()
     assert not await trio.Path(f"{url.removeprefix('sqlite:///')}-wal").exists()
-
-
-@on_sqlite
-@pytest.mark.parametrize(("each", "writes", "told"), [(1024 * 1024, 40, True), (100, 400, False)])
-async def test_the_log_is_folded_into_the_file_again_and_again(
-    url: str, each: int, writes: int, told: bool
-) -> None:
-    """Large writes say how large they are, small ones do not."""
-    catalogue = Catalogue.open(url)
-    path = trio.Path(url.removeprefix("sqlite:///"))
-    try:
-        for number in range(writes):
-            write = put(str(number), "x" * each)
-            await catalogue.write(write, size_hint=each if told else 0)
-        assert (await trio.Path(f"{path}-wal").stat()).st_size < 2 * CHECKPOINT_BYTES
-        if told:
-            assert (await path.stat()).st_size > writes // 2 * each
-    finally:
-        catalogue.close()
 
 
 # --- sessions under fire ---

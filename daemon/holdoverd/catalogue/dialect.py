@@ -28,14 +28,6 @@ TURN_TIMEOUT_S = 5.0
 # takes half, but then many slow sessions, the usual case, write half as much again to the disk.
 PAGE_BYTES = 8192
 
-# SQLite's log is copied into the database when it has about this much, a thousand pages. More would
-# not be cheaper: while it is small its pages are still in the processor's cache.
-CHECKPOINT_BYTES = 8 * 1024 * 1024
-# SQLite does it itself, within a commit, only where that was misjudged.
-_LATEST_CHECKPOINT_PAGES = 4000
-# What a write touches beside what it stores: its session, thread and launch, and indexes.
-_PAGES_OF_A_WRITE = 3
-
 _ADDRESSES = "sqlite:////absolute/path or postgresql+psycopg://user@host/database"
 
 _E = TypeVar("_E", bound=HoldoverError)
@@ -121,13 +113,6 @@ class Dialect(ABC):
         return None
 
     @abstractmethod
-    def settle(self, engine: Engine, writes: int, size: int) -> None:
-        """Do what can wait until those have been told whose `writes` were committed, `size` bytes.
-
-        For the writer's thread; `engine` is its own. May raise what the driver raises.
-        """
-
-    @abstractmethod
     def translate(self, error: BaseException) -> BaseException:
         """What a foreign error means to a caller; errors that are not foreign come back as is."""
 
@@ -184,7 +169,6 @@ class SQLiteDialect(Dialect):
         super().__init__(url)
         self.path = path
         self._turn = FileTurn(path)
-        self._logged = 0  # bytes since the last checkpoint, about
 
     def prepare(self) -> None:
         """Create the file for its owner's eyes alone (0600; SQLite's own files follow its mode)."""
@@ -210,16 +194,6 @@ class SQLiteDialect(Dialect):
     def close(self) -> None:
         self._turn.close()
 
-    def settle(self, engine: Engine, writes: int, size: int) -> None:
-        """Checkpoint: it copies everything once more, and nobody who waits for a commit needs it."""
-        self._logged += size + writes * _PAGES_OF_A_WRITE * PAGE_BYTES
-        if self._logged < CHECKPOINT_BYTES:
-            return
-        self._logged = 0
-        with self.turn(), engine.connect() as cx:
-            driver: Any = cx.connection.dbapi_connection
-            driver.execute("PRAGMA wal_checkpoint(PASSIVE)").close()
-
     def writer_engine(self) -> Engine:
         # One connection, opened and used by the writer's thread; StaticPool keeps it until disposed.
         engine = self._engine(poolclass=StaticPool)
@@ -235,7 +209,6 @@ class SQLiteDialect(Dialect):
                 "journal_mode=WAL",
                 "synchronous=FULL",
                 "journal_size_limit=67108864",
-                f"wal_autocheckpoint={_LATEST_CHECKPOINT_PAGES}",
             )
 
         @event.listens_for(engine, "begin")

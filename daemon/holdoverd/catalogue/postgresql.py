@@ -221,9 +221,6 @@ class PostgreSQLDialect(Dialect):
                 return None
             time.sleep(0.1)
 
-    def settle(self, engine: Engine, writes: int, size: int) -> None:
-        """Its server sees to that."""
-
     def translate(self, error: BaseException) -> BaseException:
         if not isinstance(error, SQLAlchemyError | psycopg.Error):
             return error

@@ -6,10 +6,10 @@ what it lacks, and both matter in a handover, when two instances write without p
 * Fairness. A waiting SQLite connection polls up to 100 ms apart, so a busy neighbour that commits
   back to back keeps it out for seconds. Here a process that waits says so, and the one that has
   just written stands back for it before it writes again.
-* Checkpoints. They happen outside SQLite's write lock, and two at once can lose committed pages in
-  every SQLite up to 3.51.2 (https://sqlite.org/wal.html#walresetbug; Debian 12 has 3.40). Each
-  takes a turn of its own, and one within a commit is over before the commit's turn is. The turn can
-  go when no supported system carries such an SQLite and fairness has another keeper.
+* Checkpoints. They follow a commit outside SQLite's write lock, and two at once can lose committed
+  pages in every SQLite up to 3.51.2 (https://sqlite.org/wal.html#walresetbug; Debian 12 has
+  3.40). A turn lasts until the checkpoint is over. The turn can go when no supported system
+  carries such an SQLite and fairness has another keeper.
 
 Both are advisory `flock`s on files beside the database, never on the database itself: closing any
 descriptor of it would drop the POSIX locks that SQLite holds in the same process. The kernel

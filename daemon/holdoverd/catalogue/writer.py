@@ -124,7 +124,6 @@ class Writer:
             self._write(group)
             self._count(group, began)
             _deliver(group)
-            self._settle(group)
         # The last connection to close checkpoints the log, so closing is a write as well.
         try:
             with self._dialect.turn():
@@ -132,14 +131,6 @@ class Writer:
         except CatalogueError as error:
             log.warning("the catalogue closes without its turn: %s", error)
             self._engine.dispose()
-
-    def _settle(self, group: list[_Write]) -> None:
-        size = sum(write.size_hint for write in group)
-        try:
-            self._dialect.settle(self._engine, len(group), size)
-        except Exception as error:
-            # Of no consequence to what is stored; whatever is wrong, the next commits will tell.
-            log.debug("settling what was stored: %s", error)
 
     def _count(self, group: list[_Write], began: float) -> None:
         counts, ended = self.counts, time.perf_counter()
