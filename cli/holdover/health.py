@@ -54,27 +54,18 @@ def daemon(health: Mapping[str, Any] | None, why_not: str, *, host: bool) -> Fin
     )
 
 
+DAEMONS_SOCKETS = ("holdover.socket", "holdover-admin.socket")
+
+
 def sockets(states: Mapping[str, str], *, serves: bool) -> list[Finding]:
     """{socket's unit: its ActiveState}; `serves`: a daemon answers all the same."""
     closed = {unit: state for unit, state in states.items() if state != "active"}
     if not closed:
         return [Finding("sockets", "ok", f"{len(states)} are open")]
-    if serves:
-        # The listener is theirs as well, and systemd cannot bind what they hold.
-        return [
-            Finding(
-                "sockets",
-                "failed",
-                f"{unit} is {state}; the instances that live serve on without it and pass its "
-                "listener to later ones, but nothing would start one again",
-                "at a quiet moment, for it costs connections for a second and no agent: "
-                "`systemctl stop 'holdoverd@*.service'; "
-                f"systemctl reset-failed {unit}; systemctl start {unit} holdover.target`.",
-            )
-            for unit, state in sorted(closed.items())
-        ]
     return [
-        Finding(
+        _held_by_instances(unit, state)
+        if serves and unit in DAEMONS_SOCKETS
+        else Finding(
             "sockets",
             "failed",
             f"{unit} is {state}",
@@ -83,6 +74,19 @@ def sockets(states: Mapping[str, str], *, serves: bool) -> list[Finding]:
         )
         for unit, state in sorted(closed.items())
     ]
+
+
+def _held_by_instances(unit: str, state: str) -> Finding:
+    """The listener is theirs as well, and systemd cannot bind what they hold."""
+    return Finding(
+        "sockets",
+        "failed",
+        f"{unit} is {state}; the instances that live serve on without it and pass its "
+        "listener to later ones, but nothing would start one again",
+        "at a quiet moment, for it costs connections for a second and no agent: "
+        "`systemctl stop 'holdoverd@*.service'; "
+        f"systemctl reset-failed {unit}; systemctl start {unit} holdover.target`.",
+    )
 
 
 def failed_units(units: Iterable[str]) -> list[Finding]:

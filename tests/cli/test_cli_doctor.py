@@ -51,6 +51,12 @@ def test_a_sound_machine_has_nothing_to_say() -> None:
             "failed",
             "systemctl stop 'holdoverd@*.service'",
         ),
+        (
+            # No daemon holds this one: it is opened again while all of them go on.
+            health.sockets({"holdover-s3.socket": "inactive"}, serves=True)[0],
+            "failed",
+            "`systemctl reset-failed holdover-s3.socket; systemctl start holdover-s3.socket`",
+        ),
         (health.failed_units(["holdover-storage.service"])[0], "failed", "journalctl"),
         (health.descriptors(1024, connections=10_000, live=200), "failed", "LimitNOFILE="),
         (health.namespaces({"user.max_user_namespaces": 0}), "warning", "=15000"),
