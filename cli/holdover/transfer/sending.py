@@ -436,8 +436,8 @@ def in_threads(count: int, work: Callable[[], None], stop: Stop) -> None:
     if count <= 0:
         return
     with ThreadPoolExecutor(count) as pool:
-        running = [pool.submit(work) for _ in range(count)]
-        try:
+        try:  # from the first thread on: the pool waits for those that nobody stops
+            running = [pool.submit(work) for _ in range(count)]
             done, others = wait(running, return_when=FIRST_EXCEPTION)
             failed = next((one for one in done if one.exception() is not None), None)
             if failed is not None:
