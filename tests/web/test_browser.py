@@ -176,7 +176,7 @@ def test_sharing_title_and_purge(up: Up, new_page: NewPage) -> None:
 def test_logging_out_and_a_wrong_token(new_page: NewPage) -> None:
     page = new_page()
     page.get_by_role("button", name="Log out").click()
-    page.get_by_label("Token").fill("hold_wrong")
+    page.get_by_label("Token", exact=True).fill("hold_wrong")
     page.get_by_role("button", name="Log in").click()
     page.get_by_role("alert").wait_for()
     picture(page, "login-light")

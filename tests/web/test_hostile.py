@@ -129,6 +129,6 @@ def test_pages_have_no_serious_fault_on_a_phone_or_a_desk_by_day_or_night(
     up.call("DELETE", f"/v1/sessions/{session}")
     page.evaluate("location.hash = '/'")
     page.get_by_role("button", name="Log out").click()
-    page.get_by_label("Token").wait_for()
+    page.get_by_label("Token", exact=True).wait_for()
     found += faults(page, "login")
     assert found == []

@@ -67,7 +67,7 @@ def test_a_token_is_shown_once_and_worth_nothing_once_revoked(up: Up, new_page: 
     assert faults(page, "tokens") == []
 
     page.get_by_role("button", name="Log out").click()
-    page.get_by_label("Token").fill(plain["token"])
+    page.get_by_label("Token", exact=True).fill(plain["token"])
     with page.expect_response(lambda response: "/v1/tokens" in response.url) as answer:
         page.get_by_role("button", name="Log in").click()
     assert answer.value.status == 403
