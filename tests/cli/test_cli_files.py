@@ -380,5 +380,23 @@ def test_ctrl_c_ends_a_transfer_at_once_and_keeps_it(
     assert len(files.uploads) == 1
 
 
+def test_ctrl_c_while_threads_are_started_ends_those_that_run() -> None:
+    stop = lane.Stop()
+    left_alone: list[bool] = []
+
+    def work() -> None:
+        stop.sleep(20)
+        left_alone.append(True)
+
+    def start() -> None:
+        with stop.threads(2) as pool:
+            pool.submit(work)
+            raise KeyboardInterrupt  # as if in the middle of the next `submit`
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert left_alone == []
+
+
 def test_lane_speaks_of_itself_without_signatures() -> None:
     assert "Signature" not in repr(lane.Lane())

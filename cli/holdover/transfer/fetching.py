@@ -9,7 +9,6 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +158,7 @@ class _Fetching:
                 state.done.add(first)
         # Hash and disk keep up with the parts: both are done soon after the last one then, where
         # they would take as long again. Neither waits for the other.
-        with ThreadPoolExecutor(2) as beside:
+        with self._stop.threads(2) as beside:
             following = [beside.submit(one, state, fd) for one in (self._hash, self._sync)]
             in_lanes(numbers, self._parallel, fetch, self._stop)
             for one in following:

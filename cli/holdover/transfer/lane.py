@@ -5,6 +5,7 @@ import http.client
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -67,6 +68,16 @@ class Stop:
         """Wait, or raise `StoppedError` as soon as it is set."""
         if self._event.wait(seconds):
             raise StoppedError
+
+    @contextlib.contextmanager
+    def threads(self, count: int) -> Iterator[ThreadPoolExecutor]:
+        """So many threads, waited for at the block's end; an exception, or Ctrl-C, stops them."""
+        with ThreadPoolExecutor(count) as pool:
+            try:
+                yield pool
+            except BaseException:
+                self.set()
+                raise
 
     @contextlib.contextmanager
     def lane(self) -> Iterator["Lane"]:

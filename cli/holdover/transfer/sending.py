@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, wait
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -377,15 +377,11 @@ def digests_of(fd: int, cut: Cut, stop: Stop, *, whole: bool) -> tuple[str | Non
         hash_parts()
         return None, parts
     digest = hashlib.sha256()
-    with ThreadPoolExecutor(1) as beside:
+    with stop.threads(1) as beside:
         other = beside.submit(hash_parts)
-        try:
-            for block in blocks(fd, 0, cut.size, stop):
-                digest.update(block)
-        except BaseException:
-            stop.set()
-            raise
-        other.result()
+        for block in blocks(fd, 0, cut.size, stop):
+            digest.update(block)
+    other.result()
     return digest.hexdigest(), parts
 
 
@@ -435,15 +431,8 @@ def in_threads(count: int, work: Callable[[], None], stop: Stop) -> None:
     """Run `work` in so many threads; the first to fail, or Ctrl-C here, ends all of them."""
     if count <= 0:
         return
-    with ThreadPoolExecutor(count) as pool:
-        try:  # from the first thread on: the pool waits for those that nobody stops
-            running = [pool.submit(work) for _ in range(count)]
-            done, others = wait(running, return_when=FIRST_EXCEPTION)
-            failed = next((one for one in done if one.exception() is not None), None)
-            if failed is not None:
-                stop.set()
-                wait(others)
-                failed.result()
-        except BaseException:
-            stop.set()
-            raise
+    with stop.threads(count) as pool:
+        running = [pool.submit(work) for _ in range(count)]
+        done, _ = wait(running, return_when=FIRST_EXCEPTION)
+        for one in done:
+            one.result()
