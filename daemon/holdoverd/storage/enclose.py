@@ -21,7 +21,7 @@ import struct
 import sys
 
 REFUSED = 77
-NICE = 5
+NICE = 10
 """As Nice= of the units."""
 
 _CLONE_NEWNS, _CLONE_NEWIPC = 0x0002_0000, 0x0800_0000
