@@ -99,6 +99,24 @@ systemctl daemon-reexec
 """
 
 
+def source_files() -> list[str]:
+    """The tree as it stands now, without ignored files: paths from its root."""
+    listing = subprocess.run(
+        ["git", "-C", str(SOURCE), "ls-files", "-z", "-co", "--exclude-standard"],
+        capture_output=True,
+        check=True,
+    ).stdout
+    # Files removed from the work tree, but not yet from the index, are no part of it.
+    return [n for n in map(os.fsdecode, listing.split(b"\0")) if n and os.path.lexists(SOURCE / n)]
+
+
+def copy_source(tree: Path) -> None:
+    """Lay those files into a folder of this machine's."""
+    for name in source_files():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(SOURCE / name, tree / name)
+
+
 class MachineError(Exception):
     """The machine did not do what a machine does; the message carries its console or output."""
 
@@ -422,17 +440,10 @@ class Machine:
 
     def put_source(self, inside: str = SOURCE_INSIDE) -> None:
         """Lay the tree as it stands now (no ignored files) inside, as a fresh clone would."""
-        listing = subprocess.run(
-            ["git", "-C", str(SOURCE), "ls-files", "-z", "-co", "--exclude-standard"],
-            capture_output=True,
-            check=True,
-        ).stdout
-        # Files removed from the work tree, but not yet from the index, are no part of it.
-        names = [n for n in listing.split(b"\0") if n and os.path.lexists(SOURCE / os.fsdecode(n))]
         pack = ["tar", "--create", "--owner=0", "--group=0", "--directory", str(SOURCE)]
         packed = subprocess.run(
             [*pack, "--null", "--files-from=-"],
-            input=b"\0".join(names),
+            input=b"\0".join(map(os.fsencode, source_files())),
             capture_output=True,
             check=True,
         ).stdout

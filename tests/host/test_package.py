@@ -23,7 +23,7 @@ import trio
 
 from tests import needs
 from tests.host import clean_root as roots
-from tests.host.machine import SOURCE, Machine, MachineError
+from tests.host.machine import SOURCE, Machine, MachineError, copy_source
 from tests.host.test_deploy import healthz
 from tests.live.up import wait_until
 from tests.live.watcher import Watcher
@@ -160,16 +160,7 @@ def test_the_same_tree_gives_the_same_bytes(
     tree = tmp_path / "elsewhere/tree"
     tree.parent.mkdir()
     subprocess.run(["git", "clone", "--quiet", SOURCE, tree], check=True)
-    listing = subprocess.run(
-        ["git", "-C", SOURCE, "ls-files", "-co", "--exclude-standard"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    for name in listing.splitlines():  # what is not committed yet
-        if (SOURCE / name).is_file():
-            (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(SOURCE / name, tree / name)
+    copy_source(tree)  # with what is not committed yet
     again = built(tree, tmp_path, wheelhouse)
     digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (again, packages[FIRST])}
     assert len(digests) == 1

@@ -16,7 +16,7 @@ import pytest
 from tests import needs
 from tests.debian13.test_debian13 import CLIENT, answered
 from tests.host import clean_root as roots
-from tests.host.machine import SOURCE, WHEELHOUSE_INSIDE, Machine
+from tests.host.machine import WHEELHOUSE_INSIDE, Machine, copy_source
 from tests.host.test_deploy import healthz
 from tests.host.test_package import DEBS, FIRST, holdover
 
@@ -40,16 +40,7 @@ TOOLS = {
 def wheel(wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     tree = folder / "tree"
-    listing = subprocess.run(
-        ["git", "-C", SOURCE, "ls-files", "-co", "--exclude-standard"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    for name in listing.splitlines():
-        if (SOURCE / name).is_file():
-            (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(SOURCE / name, tree / name)
+    copy_source(tree)
     shutil.copytree(wheelhouse / "client", tree / CLIENT)
     make = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*make, "--wheel-dir", folder, tree], check=True)

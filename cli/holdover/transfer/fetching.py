@@ -309,11 +309,10 @@ class _State:
 
 
 def _write_all(fd: int, block: memoryview, offset: int) -> None:
-    view = block
     try:
-        while view:
-            count = os.pwrite(fd, view, offset)
-            view, offset = view[count:], offset + count
+        while block:
+            count = os.pwrite(fd, block, offset)
+            block, offset = block[count:], offset + count
     except OSError as error:
         raise LocalError(error) from error
 

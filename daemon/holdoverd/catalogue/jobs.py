@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from types import MappingProxyType
+from typing import NoReturn
 
 from sqlalchemy import (
     ColumnElement,
@@ -108,8 +109,7 @@ def change_held(cx: Connection, job_id: str, attempt: int, rule: Callable[[Job],
 def beat(cx: Connection, job_id: str, attempt: int, progress: tuple[int, int | None]) -> None:
     """`rules.beat` of what an attempt holds; raises `rules.Fenced`. May be run twice."""
     if not _BEAT.change(cx, (*progress, job_id, attempt)):
-        check_held(get_job(cx, job_id), job_id, attempt)
-        raise AssertionError("a job that is held is found by its fence")
+        _fenced(cx, job_id, attempt)
 
 
 def done(cx: Connection, job_id: str, attempt: int, *, result: str, now: int) -> None:
@@ -118,8 +118,13 @@ def done(cx: Connection, job_id: str, attempt: int, *, result: str, now: int) ->
     Again after one that nobody confirmed: nothing, since only the attempt itself ends itself well.
     """
     if not _DONE.change(cx, (result, now, job_id, attempt)) and not is_done(cx, job_id, attempt):
-        check_held(get_job(cx, job_id), job_id, attempt)
-        raise AssertionError("a job that is held is found by its fence")
+        _fenced(cx, job_id, attempt)
+
+
+def _fenced(cx: Connection, job_id: str, attempt: int) -> NoReturn:
+    """Raise what tells an attempt why its fence found nothing."""
+    check_held(get_job(cx, job_id), job_id, attempt)
+    raise AssertionError("a job that is held is found by its fence")
 
 
 def is_done(cx: Connection, job_id: str, attempt: int) -> bool:
