@@ -439,6 +439,8 @@ def test_a_session_in_a_browser_from_login_to_its_end_and_a_second_sees_the_same
         sure.get_by_role("button", name="End").click()
         for one in (page, other):
             one.get_by_text("This session has ended.").wait_for()
+            # The state comes in an event of its own: the last row may be a frame behind it.
+            one.get_by_text("The agent exited with status 0.").wait_for()
         page.get_by_role("button", name="Details").click()
         assert rows(page) == rows(other)
         picture(page, "claude-ended")
