@@ -1,6 +1,7 @@
 """A deploy told to stop takes itself back, wherever it is; a host that does nothing is enough."""
 
 import json
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from holdoverd.deploy import pulse
 from holdoverd.deploy.layout import InstallError
 from holdoverd.deploy.outcome import Outcome
 from holdoverd.deploy.run import TOLD_TO_STOP, Deploy
@@ -75,6 +77,9 @@ class Idle:
     def kill(self, generation: int) -> None:
         self.alive.discard(generation)
 
+    def end_process(self, generation: int, pid: int) -> None:
+        raise InstallError("nobody here stands still")
+
     def stop(self, generation: int) -> None:
         raise InstallError("nothing here has to be stopped")
 
@@ -135,6 +140,27 @@ def test_a_deploy_that_is_told_to_stop_takes_itself_back(
     assert Outcome.read(host.outcome_path()) == outcome
     assert (host.named, host.on_trial, host.alive) == (1, None, {1})
     assert f"taking it back: {TOLD_TO_STOP}" in said
+
+
+def test_a_predecessor_that_stands_still_is_ended_while_a_deploy_runs(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the only instance: nobody else would miss it."""
+    monkeypatch.setattr(pulse, "SILENT_S", 0.5)
+    host = Idle(tmp_path, port)
+    ended: list[tuple[int, int]] = []
+
+    def end_process(generation: int, pid: int) -> None:
+        ended.append((generation, pid))
+        deploy.stop()  # which would wait for the candidate's READY
+
+    monkeypatch.setattr(host, "end_process", end_process)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
+        silent.bind(str(host.control_path(1)))
+        silent.listen(1)
+        deploy = Deploy(host, 2, ready_s=60, bake_s=60, say=lambda _: None)
+        assert deploy.run().reason == TOLD_TO_STOP
+    assert ended[0] == (1, os.getpid())
 
 
 def test_what_is_permanent_stays_so(tmp_path: Path, port: int) -> None:

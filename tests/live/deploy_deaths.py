@@ -76,7 +76,8 @@ def all_points() -> list[Point]:
 
 
 def sample() -> list[Point]:
-    """Each step once or twice; before and after, who and how by turns."""
+    """Each step once or twice; before and after, who and how by turns. The last is alone on its host:
+    only the deploy would miss it."""
     chosen = [
         Point(("before", "after")[n % 2], step, SIGNALS[n // 2 % 2], "deploy")
         for n, step in enumerate(FORWARD + BACK)
@@ -84,7 +85,7 @@ def sample() -> list[Point]:
     for n, step in enumerate(("START", "GATE", "ACCEPT", "BAKE", "COMMIT", "END_TRIAL", "RETIRE")):
         who = WHO[1 + n % 2] if _lives(WHO[1 + n % 2], step) else "predecessor"
         chosen.append(Point("before", step, SIGNALS[n // 2 % 2], who))
-    return chosen
+    return [*chosen, Point("before", "MIGRATE", "SIGSTOP", "predecessor")]
 
 
 async def _thread(function: Any, *arguments: Any, **options: Any) -> Any:

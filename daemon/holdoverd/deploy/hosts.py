@@ -43,6 +43,9 @@ class Host(Protocol):
     def kill(self, generation: int) -> None:
         """End it at once and for good."""
 
+    def end_process(self, generation: int, pid: int) -> None:
+        """Kill the process that it runs as, and have it started again; nothing where it has another."""
+
     def stop(self, generation: int) -> None:
         """Ask it to end; it lets go of its sessions."""
 
@@ -183,6 +186,13 @@ class SystemdHost:
         systemctl("kill", "--signal=KILL", unit(generation), check=False)
         systemctl("stop", unit(generation), check=False)
         systemctl("reset-failed", unit(generation), check=False)
+
+    def end_process(self, generation: int, pid: int) -> None:
+        # By systemd: a deploy has no right to signal others, and a socket's word on whose it is
+        # shall not make it. Restart= answers this.
+        (main,) = self._show(generation, "MainPID")
+        if main == str(pid):
+            systemctl("kill", "--signal=KILL", unit(generation))
 
     def stop(self, generation: int) -> None:
         systemctl("stop", unit(generation))

@@ -17,11 +17,12 @@ from holdoverd.deploy.gate import Expected, ProbeError
 from holdoverd.deploy.hosts import Host
 from holdoverd.deploy.layout import InstallError
 from holdoverd.deploy.outcome import Outcome, now_ms
+from holdoverd.deploy.pulse import SILENT_S
 from holdoverd.deploy.rules import Facts, Step, next_step
+from holdoverd.deploy.watch import Watch
 from holdoverd.errors import HandoverError
 
 LOOK_S = 0.1
-SILENT_S = 3.0
 RETIRE_S = 5.0
 BAKE_EVERY_S = 0.25
 GRACE_S = 2.0
@@ -91,7 +92,10 @@ class Deploy:
 
     def run(self) -> Outcome:
         """Until it is over. Raises DeployBusyError when another is under way."""
-        with deploy_lock(self._host.lock_path(), self._generation):
+        with (
+            deploy_lock(self._host.lock_path(), self._generation),
+            Watch(self._host, self._generation, self._say),
+        ):
             self._tell("running")
             while True:
                 if self._told_to_stop and not self._progress.failed:

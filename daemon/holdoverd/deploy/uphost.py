@@ -1,6 +1,9 @@
 """What a deploy needs of `holdover up`: the same as of systemd, asked of the supervisor."""
 
+import contextlib
 import json
+import os
+import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -120,6 +123,11 @@ class UpHost:
 
     def kill(self, generation: int) -> None:
         ask(self._runtime, "kill", generation=generation)
+
+    def end_process(self, generation: int, pid: int) -> None:  # noqa: ARG002 - the pid is enough
+        # By the supervisor it would be for good. It is of our own user.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
     def stop(self, generation: int) -> None:
         ask(self._runtime, "stop", generation=generation)
