@@ -14,3 +14,8 @@ def new_id(prefix: str) -> str:
 def now_ms() -> int:
     """Wall clock in milliseconds since the epoch, as every ``…_at`` on the wire."""
     return time.time_ns() // 1_000_000
+
+
+def since_boot_s() -> float:
+    """Seconds that go on while the machine sleeps, and whoever sets the wall clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

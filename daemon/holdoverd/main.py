@@ -48,6 +48,7 @@ from holdoverd.http.app import App
 from holdoverd.http.context import Context
 from holdoverd.http.live import LiveStreams
 from holdoverd.http.server import Server
+from holdoverd.ids import since_boot_s
 from holdoverd.jobs.service import Jobs
 from holdoverd.jobs.stored import StoredFiles
 from holdoverd.metrics import gather
@@ -342,7 +343,7 @@ async def heartbeat(sessions: Sessions, doors: Server, duty: Duty, counts: Count
 
 def clock_offset() -> float:
     """The time of day minus the time since the boot, sleep included: it changes when the clock is set."""
-    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.time() - since_boot_s()
 
 
 async def record(

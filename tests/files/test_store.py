@@ -116,6 +116,18 @@ async def test_clock_that_is_off_is_named(store: Store) -> None:
         await off.check_clock()
 
 
+async def test_clock_that_is_set_is_named_at_once_and_forgotten_at_once(store: Store) -> None:
+    set_by_s = [0]
+    own = Store(store._settings, KEYS, clock=lambda: time.time() + set_by_s[-1])
+    await own.check_clock()
+    for off_s in (3600, -3600):
+        set_by_s.append(off_s)
+        with pytest.raises(StorageUnavailable, match=r"(3600|3599|3601) s (behind|ahead)"):
+            await own.check_clock()
+    set_by_s.append(0)
+    await own.check_clock()
+
+
 async def test_storage_that_is_not_there_is_a_clear_error() -> None:
     nobody = Store(storage_settings("http://127.0.0.1:1"), KEYS)
     with pytest.raises(StorageUnavailable, match=r"127\.0\.0\.1:1.*could not be asked"):

@@ -730,6 +730,18 @@ def test_a_reload_that_is_owed_is_known_to_the_next_owner_and_told_once() -> Non
     assert not third.reload_due
 
 
+@pytest.mark.parametrize("clock_ms", [0, 3_600_000, -3_600_000], ids=["right", "on", "back"])
+def test_an_idle_session_is_at_rest_in_time_however_the_clock_was_set(clock_ms: int) -> None:
+    talk = Talk()
+    talk.begin()
+    talk.prompt("p1")
+    changed = talk.model.row.updated_at
+    assert not talk.model.has_rested(300_000, changed + 400_000 + clock_ms), "in mid-turn"
+    talk.says(echo("p1"), result("r"))
+    assert talk.model.has_rested(300_000, changed + 400_000 + clock_ms)
+    assert not talk.model.has_rested(300_000, changed + 299_999)
+
+
 def test_an_agent_that_is_started_anew_is_owed_no_reload() -> None:
     talk = Talk()
     talk.begin()

@@ -57,6 +57,8 @@ cx.execute("ROLLBACK")
 
 Fault = Callable[[], contextlib.AbstractContextManager[None]]
 Samples = dict[str, float]
+# The daemon, its sessions and systemd are as they were, so there is nothing to be named: what is
+# shown is that nobody is disturbed.
 NOTHING_WRONG = ("daemon-reload x 100", "daemon-reexec x 100")
 
 # Whether a metric tells of a fault, by what it was before and what it is now.
@@ -319,10 +321,11 @@ async def heard_all(api: Api, watchers: list[Watcher]) -> None:
 def keep(title: str, row: Row, watchers: list[Watcher]) -> None:
     """Put a row into its table in faults.md, in place of the one of the same name."""
     lines = sum(len(watcher.seqs) for watcher in watchers)
+    nothing = "none: nothing is wrong" if row.fault in NOTHING_WRONG else "-"
     cells = (
         row.fault,
-        ", ".join(sorted(row.doctor)) or "-",
-        ", ".join(sorted(row.metrics)).replace("holdover_", "") or "-",
+        ", ".join(sorted(row.doctor)) or nothing,
+        ", ".join(sorted(row.metrics)).replace("holdover_", "") or nothing,
         f"{row.recovered_s:.1f} s",
     )
     head, *parts = (RESULTS.read_text() if RESULTS.exists() else HEAD).split("\n## ")

@@ -15,7 +15,7 @@ from holdoverd.catalogue import jobs as jobs_table
 from holdoverd.catalogue import sessions as sessions_table
 from holdoverd.catalogue.store import Catalogue
 from holdoverd.errors import CatalogueError
-from holdoverd.ids import now_ms
+from holdoverd.ids import now_ms, since_boot_s
 from holdoverd.metrics.counts import Counts
 from holdoverd.metrics.table import Samples, Value
 
@@ -142,7 +142,7 @@ def from_process(host: str, generation: int, release: str, state_dir: Path) -> S
         # proc(5): fields after the parenthesis begin with the third; 22 is the start in ticks
         # since boot, 24 the resident pages.
         stat = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        started = time.clock_gettime(time.CLOCK_BOOTTIME) - int(stat[19]) / os.sysconf("SC_CLK_TCK")
+        started = since_boot_s() - int(stat[19]) / os.sysconf("SC_CLK_TCK")
         samples["process_start_time_seconds"] = {(): round(time.time() - started, 1)}
         samples["process_resident_memory_bytes"] = {(): int(stat[21]) * os.sysconf("SC_PAGE_SIZE")}
         samples["process_open_fds"] = {(): len(os.listdir("/proc/self/fd")) - 1}

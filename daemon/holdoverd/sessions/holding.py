@@ -106,12 +106,7 @@ class Holding:
             return False
         if not owned.live:
             return True
-        row = owned.model.row
-        return (
-            row.state == "idle"
-            and not owned.model.has_tasks
-            and now_ms() - row.updated_at >= idle_s * 1000
-        )
+        return owned.model.has_rested(idle_s * 1000, now_ms())
 
     def rest(self) -> None:
         """Forget every session at rest: whoever is asked for one adopts it."""

@@ -242,6 +242,15 @@ class SessionModel:
         """The agent runs something in the background."""
         return self.launch is not None and self._turn.has_tasks
 
+    def has_rested(self, idle_ms: float, at: int) -> bool:
+        """Nothing has happened for so long at `at`, and nothing is under way.
+
+        Of one that changed in the future nobody can tell: the clock was set back since. It counts by
+        how far that is, since it would not be at rest for as long again otherwise.
+        """
+        idle = self.row.state == "idle" and not self.has_tasks
+        return idle and abs(at - self.row.updated_at) >= idle_ms
+
     def queued_ids(self) -> list[str]:
         """Prompts that no agent has taken yet, in the order in which they were accepted."""
         return [p.id for p in sorted(self.prompts.values(), key=lambda p: p.seq)]

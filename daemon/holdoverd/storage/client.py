@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import trio
 
 from holdoverd.errors import StorageRefused, StorageUnavailable
+from holdoverd.ids import since_boot_s
 from holdoverd.settings import StorageSettings
 from holdoverd.storage.credentials import Credentials
 from holdoverd.storage.disk import Disk
@@ -119,8 +120,10 @@ class Store:
         self._limiter = trio.CapacityLimiter(THREADS)
         self._making = threading.Lock()
         self._made: Any = None
-        self._skew_s = 0.0  # storage's clock minus ours, when last seen
-        self._clock_seen_s = float("-inf")  # on the monotonic clock
+        # Storage's time of day, and when it was seen: on a clock that nobody sets, so that ours being
+        # set is seen at once, and forgotten at once when it is right again.
+        self._its_time_s: float | None = None
+        self._seen_at_s = 0.0
         outside, inside = (
             Signer(at, settings.region, settings.bucket, settings.addressing, credentials)
             for at in (self.public_endpoint, self.endpoint)
@@ -205,12 +208,15 @@ class Store:
 
         Asks storage where it has not answered anything for a minute; else costs nothing.
         """
-        if time.monotonic() - self._clock_seen_s > CLOCK_LOOK_S:
+        if self._its_time_s is None or since_boot_s() - self._seen_at_s > CLOCK_LOOK_S:
             await self.is_there()
-        if abs(self._skew_s) > MAX_SKEW_S:
+        if self._its_time_s is None:
+            return  # it sends no date
+        skew_s = self._its_time_s + since_boot_s() - self._seen_at_s - self._clock()
+        if abs(skew_s) > MAX_SKEW_S:
             raise StorageUnavailable(
-                f"The clock of this host is {abs(self._skew_s):.0f} s"
-                f" {'behind' if self._skew_s > 0 else 'ahead of'} that of storage"
+                f"The clock of this host is {abs(skew_s):.0f} s"
+                f" {'behind' if skew_s > 0 else 'ahead of'} that of storage"
                 f" ({self.endpoint}), so URLs signed here would not be valid there. Set the clock"
                 " (`timedatectl` shows whether it is kept in step), then try again."
             )
@@ -506,8 +512,7 @@ class Store:
         except (AttributeError, KeyError, TypeError, ValueError):
             return
         # Half a second: the header has whole seconds, cut off.
-        self._skew_s = at.timestamp() + 0.5 - self._clock()
-        self._clock_seen_s = time.monotonic()
+        self._its_time_s, self._seen_at_s = at.timestamp() + 0.5, since_boot_s()
 
 
 def _part(item: dict[str, Any]) -> StoredPart:
