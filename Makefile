@@ -41,10 +41,10 @@ check: $(VENV)/dev.stamp ## Style, types, units and links
 
 bench: $(VENV)/dev.stamp client ## Measure; the tables are kept in tests/bench
 	@packaging/prepare bench
-	$(BIN)/python -m tests.bench $(ARGS)
-	$(BIN)/python -m tests.bench.replacing
-	$(BIN)/python -m tests.bench.lists
-	$(BIN)/python -m tests.bench.web_client
+	@kept=0; $(BIN)/python -m tests.bench $(ARGS) || kept=$$?; \
+	for part in replacing lists web_client ways_out; do \
+		$(BIN)/python -m tests.bench.$$part || kept=$$?; \
+	done; exit $$kept
 
 soak: $(VENV)/dev.stamp client ## The long runs: many sessions, many kills, many power cuts
 	@packaging/prepare soak

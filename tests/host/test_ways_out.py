@@ -76,18 +76,8 @@ def state(machine: Machine, attacker: str, neighbours: list[str]) -> dict[str, A
     }
 
 
-def try_all(machine: Machine) -> Seen:
-    seen = Seen()
-    api = Api(machine.path("/run/holdover/admin.sock"))
-    mallory, victor = Person(machine, ATTACKER), Person(machine, VICTIM)
-    hers = mallory.new()
-    (unit,) = unit_of(machine, ATTACKER)
-    second, his = mallory.new(), victor.new()
-    (beside,) = (one for one in unit_of(machine, ATTACKER) if one != unit)
-    (victim,) = unit_of(machine, VICTIM)
-    said = victor.run(his, LEAVE_TRACES)
-    assert said.endswith("status 0"), said
-    assert "-1" not in said, said
+def facts(machine: Machine, unit: str, beside: str, victim: str) -> dict[str, Any]:
+    """What the attacker in `unit` might have learnt, of another unit of hers and of the victim's too."""
     daemon = machine.show(UNIT, "MainPID")
     numbers = {
         name: family(machine, machine.show(name, "MainPID")) for name in (unit, victim, beside)
@@ -95,7 +85,7 @@ def try_all(machine: Machine) -> Seen:
     code = machine.run(
         ["sh", "-c", "ls /opt/holdover/releases/*/lib/python3*/site-packages/holdoverd/main.py"]
     )
-    facts = {
+    return {
         "attacker": ATTACKER,
         "attacker_unit": unit,
         "victim": VICTIM,
@@ -114,7 +104,21 @@ def try_all(machine: Machine) -> Seen:
         "marker": MARKER,
         "sysv_key": SYSV_KEY,
     }
-    machine.write(KNOWN, json.dumps(facts))
+
+
+def try_all(machine: Machine) -> Seen:
+    seen = Seen()
+    api = Api(machine.path("/run/holdover/admin.sock"))
+    mallory, victor = Person(machine, ATTACKER), Person(machine, VICTIM)
+    hers = mallory.new()
+    (unit,) = unit_of(machine, ATTACKER)
+    second, his = mallory.new(), victor.new()
+    (beside,) = (one for one in unit_of(machine, ATTACKER) if one != unit)
+    (victim,) = unit_of(machine, VICTIM)
+    said = victor.run(his, LEAVE_TRACES)
+    assert said.endswith("status 0"), said
+    assert "-1" not in said, said
+    machine.write(KNOWN, json.dumps(facts(machine, unit, beside, victim)))
     seen.before = state(machine, unit, [UNIT, victim, beside])
     said = mallory.run(hers, f"exec python3 -I {SCRIPT} {KNOWN}")
     text, _, status = said.rpartition("status ")
