@@ -29,8 +29,8 @@ WIDTH = 98
 
 CONFIG_HEAD = """\
 # Holdover's configuration. Every setting stands here, at its default: take away the "#" before its
-# line to change it, then `holdover config check`, then `holdover deploy` (or, with a reconnect for
-# those who watch, `systemctl restart 'holdoverd@*'`).
+# line to change it, then `holdover config check`, then `holdover config apply`, which closes no
+# connection (or, with a reconnect for those who watch, `systemctl restart 'holdoverd@*'`).
 #
 # Files in holdover.d/*.toml are read after this one, in order of name, and then the environment:
 # HOLDOVER_SECTION_KEY. `holdover config show` prints what is in force, and where it came from.
@@ -182,7 +182,7 @@ def configuration_page() -> str:
         "environment: HOLDOVER_SECTION_KEY. Later values win. A key that is not known is an error "
         "that names its line.\n\n`holdover config show` prints what is in force and where it came "
         "from; `holdover config check` finds mistakes. A changed file is read by the next daemon: "
-        "`holdover deploy` starts one without closing a connection."
+        "`holdover config apply` starts one without closing a connection."
     )
     for section in sections():
         lines.append(f'.SH "[{roff(section)}]"')

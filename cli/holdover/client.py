@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from holdover.exits import CommandError, Exit, RefusedError, UnreachableError
-from holdover.places import admin_sockets, login_file
+from holdover.places import HOST_RUNTIME, admin_sockets, login_file
 
 MAX_ANSWER_BYTES = 64 << 20  # a page is at most 100 messages of 256 KiB
 TIMEOUT_S = 90.0  # above what a daemon may take to launch an agent
@@ -94,9 +94,13 @@ def find_door(url: str | None, env: Mapping[str, str] = os.environ) -> Door:
             "`holdover login URL` with a token.",
             Exit.NOT_ALLOWED,
         )
+    host = any(path.parent == HOST_RUNTIME and HOST_RUNTIME.is_dir() for path in tried)
+    start = (
+        "this host's with `systemctl start holdover.target`" if host else "one with `holdover up`"
+    )
     raise UnreachableError(
-        f"No daemon found (tried {', '.join(map(str, tried))}): start one with `holdover up`, or "
-        "name a server with `holdover login URL`."
+        f"No daemon found (tried {', '.join(map(str, tried))}): start {start}, or name a server "
+        "with `holdover login URL`."
     )
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from holdover.render import counted
+
 Level = Literal["ok", "skipped", "warning", "failed"]
 
 FREE_SHARE, FREE_BYTES = 0.05, 2 << 30
@@ -38,7 +40,12 @@ def configuration(mistake: str | None, files: Sequence[str]) -> Finding:
     return Finding("configuration", "ok", f"no mistakes in {', '.join(files) or 'the defaults'}")
 
 
-def daemon(health: Mapping[str, Any] | None, why_not: str, *, host: bool) -> Finding:
+def daemon(
+    health: Mapping[str, Any] | None, why_not: str, *, host: bool, refused: bool = False
+) -> Finding:
+    """`refused`: whoever asks may not; whether it runs is not known."""
+    if refused:
+        return Finding("daemon", "skipped", why_not)
     if health is None:
         start = "systemctl start holdover.target" if host else "holdover up"
         return Finding(
@@ -62,6 +69,16 @@ def sockets(states: Mapping[str, str], *, serves: bool) -> list[Finding]:
     closed = {unit: state for unit, state in states.items() if state != "active"}
     if not closed:
         return [Finding("sockets", "ok", f"{len(states)} are open")]
+    if not serves and all(closed.get(unit) == "inactive" for unit in DAEMONS_SOCKETS):
+        # By somebody who has stopped all of it; nothing has gone wrong with one of them.
+        stopped = Finding(
+            "sockets",
+            "failed",
+            "Holdover is stopped on this host: nobody can connect; agents may run on",
+            "`systemctl start holdover.target`.",
+        )
+        failed = {unit: state for unit, state in closed.items() if state == "failed"}
+        return [stopped, *(sockets(failed, serves=serves) if failed else [])]
     return [
         _held_by_instances(unit, state)
         if serves and unit in DAEMONS_SOCKETS
@@ -93,7 +110,7 @@ def failed_units(units: Iterable[str]) -> list[Finding]:
     """A deploy that was taken back is told by `deploys`."""
     found = [unit for unit in units if not unit.startswith("holdover-deploy@")]
     if not found:
-        return [Finding("units", "ok", "none has failed")]
+        return [Finding("units", "ok", "none has failed, deploys aside")]
     return [
         Finding(
             "units",
@@ -162,7 +179,11 @@ def clock(synchronised: bool | None, skew_s: float | None) -> list[Finding]:
     elif not synchronised:
         found.append(
             Finding(
-                "clock", "warning", "it is not set by NTP", "`timedatectl set-ntp true` sets it so."
+                "clock",
+                "warning",
+                "it is not set by NTP",
+                "`timedatectl set-ntp true` sets it so; where that says `NTP not supported`, install "
+                "systemd-timesyncd or chrony.",
             )
         )
     else:
@@ -216,7 +237,8 @@ def database(status: Mapping[str, Any] | None, why_not: str, *, skipped: bool = 
             f"its log has grown to {wal:.0f} MiB: a reader has been at it for long",
             "A backup that hangs, perhaps: `fuser` on the file tells.",
         )
-    return Finding("database", "ok", f"sound, schema {status['schema']}")
+    looked = "sound" if damage is not None else "there; its pages were not read"
+    return Finding("database", "ok", f"{looked}, schema {status['schema']}")
 
 
 def storage(endpoint: str, answers: bool | None, why_not: str) -> Finding:
@@ -271,7 +293,7 @@ def instances(items: Sequence[Mapping[str, Any]] | None, now_ms: int) -> list[Fi
             "instances",
             "warning",
             f"generation {one['generation']} has been draining for "
-            f"{(now_ms - one['since_at']) // 3_600_000} h, with {one['sessions']} sessions",
+            f"{(now_ms - one['since_at']) // 3_600_000} h, with {counted(one['sessions'], 'session')}",
             "`holdover drain --migrate` has it hand them over now.",
         )
         for one in items
@@ -351,7 +373,7 @@ def numbers(metrics: Mapping[str, float]) -> list[Finding]:
         told(
             "database",
             "failed",
-            f"what the agents of {stuck:.0f} sessions say cannot be stored, and waits",
+            f"what the agents of {counted(stuck, 'session')} say cannot be stored, and waits",
             "`df /var/lib/holdover`, and who else has the catalogue open (`fuser`); `journalctl -u "
             "'holdoverd@*' -n 50` has the database's own words. All goes on by itself then.",
         )
@@ -359,7 +381,7 @@ def numbers(metrics: Mapping[str, float]) -> list[Finding]:
         told(
             "database",
             "warning",
-            f"it has refused {refused:.0f} writes since the daemon started",
+            f"it has refused {counted(refused, 'write')} since the daemon started",
             "What agents said was stored later, people were told; `journalctl -u 'holdoverd@*' -p "
             "warning` has the database's own words.",
         )

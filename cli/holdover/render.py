@@ -56,6 +56,11 @@ def moment(at: object) -> str:
     return datetime.fromtimestamp(at / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
+def counted(number: float, thing: str) -> str:
+    """``1 session``, ``2 sessions``."""
+    return f"{number:.0f} {thing}" + ("" if number == 1 else "s")
+
+
 def size_text(count: int) -> str:
     """Bytes in the unit that leaves one to four digits before the point."""
     if count < 10_000:

@@ -57,6 +57,13 @@ def test_a_sound_machine_has_nothing_to_say() -> None:
             "failed",
             "`systemctl reset-failed holdover-s3.socket; systemctl start holdover-s3.socket`",
         ),
+        (
+            health.sockets(
+                {"holdover.socket": "inactive", "holdover-admin.socket": "inactive"}, serves=False
+            )[0],
+            "failed",
+            "`systemctl start holdover.target`",
+        ),
         (health.failed_units(["holdover-storage.service"])[0], "failed", "journalctl"),
         (health.descriptors(1024, connections=10_000, live=200), "failed", "LimitNOFILE="),
         (health.namespaces({"user.max_user_namespaces": 0}), "warning", "=15000"),
@@ -108,6 +115,23 @@ def test_a_sound_machine_has_nothing_to_say() -> None:
 def test_what_is_wrong_comes_with_its_remedy(finding: Finding, level: str, word: str) -> None:
     assert levels(finding) == [level]
     assert word in finding.remedy
+
+
+def test_a_host_that_somebody_stopped_is_one_finding_beside_what_failed() -> None:
+    closed = {"holdover.socket": "inactive", "holdover-admin.socket": "inactive"}
+    assert len(health.sockets({**closed, "holdover-s3.socket": "inactive"}, serves=False)) == 1
+    found = health.sockets({**closed, "holdover-s3.socket": "failed"}, serves=False)
+    assert [one.what.split()[0] for one in found] == ["Holdover", "holdover-s3.socket"]
+
+
+def test_nothing_is_said_to_be_wrong_that_one_may_not_see() -> None:
+    assert levels(health.daemon(None, "You may not", host=True, refused=True)) == ["skipped"]
+
+
+def test_pages_that_nobody_read_are_not_called_sound() -> None:
+    unread = {name: value for name, value in STATUS.items() if name != "damage"}
+    assert "sound" not in health.database(unread, "").what
+    assert "sound" in health.database(STATUS, "").what
 
 
 def test_the_default_agent_matters_more_than_others() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdover import places
+from holdover import client, places
 from holdover.client import Client, Door, check_url, find_door, one_by_prefix, path_of, refusal
 from holdover.cursor import Answered, Level, Opened, Stored
 from holdover.exits import CommandError, Exit, UnreachableError
@@ -228,6 +228,15 @@ def test_without_any_door_the_next_step_is_named(tmp_path: Path) -> None:
     env = {"HOME": str(tmp_path), "HOLDOVER_RUNTIME_DIR": str(tmp_path)}
     with pytest.raises(UnreachableError, match="start one with `holdover up`"):
         find_door(None, env)
+
+
+def test_on_an_installed_host_it_is_systemd_that_starts_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "HOST_RUNTIME", tmp_path)
+    monkeypatch.setattr(places, "HOST_RUNTIME", tmp_path)
+    with pytest.raises(UnreachableError, match=r"systemctl start holdover\.target"):
+        find_door(None, {"HOME": str(tmp_path)})
 
 
 def test_address_without_a_token_is_not_tried(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from holdover import places
 from holdover.commands.options import client_of, json_option, print_json
 from holdover.exits import CommandError, Exit
 from holdover.host import as_root
-from holdover.render import moment, size_text
+from holdover.render import counted, moment, size_text
 
 if TYPE_CHECKING:
     from holdoverd.catalogue.backup import Note
@@ -128,8 +128,8 @@ def status(check: bool, as_json: bool) -> None:
             f"Size:      {size_text(found['bytes'])}, and {size_text(found['wal_bytes'])} of log"
         )
         click.echo(
-            f"Holds:     {found['sessions']} sessions, {found['live']} of them with an agent; "
-            f"{found['messages']} messages"
+            f"Holds:     {counted(found['sessions'], 'session')}, {found['live']} with an agent; "
+            f"{counted(found['messages'], 'message')}"
         )
         if check:
             click.echo("Check:     " + ("; ".join(found["damage"]) or "sound"))
@@ -180,7 +180,7 @@ def backup(file: Path) -> None:
     except (OSError, CatalogueError) as error:
         raise CommandError(f"The backup could not be made: {error}") from error
     click.echo(
-        f"{file}: {note.sessions} sessions, {note.messages} messages, "
+        f"{file}: {counted(note.sessions, 'session')}, {counted(note.messages, 'message')}, "
         f"{size_text(file.stat().st_size)}.",
         err=True,
     )
@@ -243,7 +243,7 @@ def restore(file: Path, yes: bool) -> None:
             stdin=source,
         )
     click.echo(
-        f"Restored. {note.live} sessions had an agent then; their next prompt resumes them.",
+        f"Restored. {counted(note.live, 'session')} had an agent then, which the next prompt resumes.",
         err=True,
     )
     if name := kept.decode().strip():
@@ -254,7 +254,7 @@ def restore(file: Path, yes: bool) -> None:
 def _in_words(file: Path, note: "Note") -> str:
     return (
         f"{file} was made {moment(note.at)} on {note.host} by release {note.release}: "
-        f"{note.sessions} sessions, {note.messages} messages."
+        f"{counted(note.sessions, 'session')}, {counted(note.messages, 'message')}."
     )
 
 

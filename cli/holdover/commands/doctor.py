@@ -79,14 +79,14 @@ def _look(ctx: click.Context, *, quick: bool) -> Iterator[Finding]:
             yield health.configuration(str(error), [])
 
     client: Client | None = None
-    answer, why_not = None, ""
+    answer, why_not, refused = None, "", False
     try:
         client = replace(client_of(ctx), timeout_s=ANSWER_S)
         # Once: by the time that it answers a second try, nothing may be wrong any more.
         answer = client.request("GET", "/healthz")
     except CommandError as error:
-        why_not = error.message
-    yield health.daemon(answer, why_not, host=host)
+        why_not, refused = error.message, error.exit_code is Exit.NOT_ALLOWED
+    yield health.daemon(answer, why_not, host=host, refused=refused)
     if answer is not None and client is not None:
         listed = None
         with contextlib.suppress(CommandError):
@@ -136,6 +136,11 @@ def _look(ctx: click.Context, *, quick: bool) -> Iterator[Finding]:
     if settings is None:
         return  # what follows would only say the same of the configuration once more
     yield _database(quick=quick)
+    if host and os.geteuid() != 0:
+        yield Finding(
+            "agents", "skipped", "as their account finds them they are seen by root alone"
+        )
+        return
     items, told = _own("agent", "ls", "--json", env=_chosen(up))
     yield from health.agents(items, told)
 

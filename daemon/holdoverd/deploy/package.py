@@ -227,6 +227,10 @@ def remove() -> None:
     with layout.one_at_a_time():
         services.take_down()
         layout.PACKAGED_LINK.unlink(missing_ok=True)
+    say(
+        "Daemons and agents are ended. The data stays in /etc/holdover and /var/lib/holdover*, until "
+        "`apt purge holdover`."
+    )
 
 
 def main(arguments: list[str]) -> int:
