@@ -44,7 +44,7 @@ RATE = 10
 RECOVERED_S = 180.0
 UNIT = "holdoverd@1.service"
 RESULTS = Path(__file__).with_name("faults.md")
-STATE_BYTES = 96 << 20
+STATE_BYTES = 256 << 20
 
 HOLD_LOCK = """
 import sqlite3, sys, time
