@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from sqlalchemy import Connection
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
@@ -25,6 +26,10 @@ from tests.postgres import Postgres
 # Daemons, keepers and agents are started hundreds of times here, and find their modules compiled, as
 # installed ones do.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# What is right is right however long it takes: a busy machine stops any process for a second.
+settings.register_profile("holdover", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("holdover")
 
 
 class _ByFolder(LoadScopeScheduling):

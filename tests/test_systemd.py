@@ -288,7 +288,7 @@ def test_a_record_carries_the_fields_to_filter_by(logger: logging.Logger, journa
     assert fields.pop("CODE_LINE").isdigit()
     assert fields.pop("CODE_FILE") == __file__
     assert fields == {
-        "MESSAGE": "spool of l_1 is short",
+        "MESSAGE": "spool of l_1 is short [s_1]",
         "PRIORITY": "4",
         "LOGGER": "holdoverd.test",
         "CODE_FUNC": "test_a_record_carries_the_fields_to_filter_by",
@@ -302,7 +302,7 @@ def test_a_record_carries_the_fields_to_filter_by(logger: logging.Logger, journa
 def test_a_line_break_in_a_value_forges_no_field(logger: logging.Logger, journal: Journal) -> None:
     logger.error("said\nPRIORITY=0\n_UID=0", extra={"session": "s\nRELEASE=9", "error_id": "e_1"})
     fields = journal.read()
-    assert fields["MESSAGE"] == "said\nPRIORITY=0\n_UID=0"
+    assert fields["MESSAGE"] == "said [s?RELEASE=9]\nPRIORITY=0\n_UID=0"
     assert fields["SESSION_ID"] == "s\nRELEASE=9"
     assert fields["RELEASE"] == "1.2.3"
     assert fields["PRIORITY"] == "3"

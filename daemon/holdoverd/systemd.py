@@ -239,9 +239,16 @@ _TOO_LARGE = (errno.EMSGSIZE, errno.ENOBUFS)
 
 
 def record_fields(record: logging.LogRecord) -> dict[str, object]:
-    """A log record as journal fields, the traceback (if any) at the end of MESSAGE."""
+    """A log record as journal fields: MESSAGE with the session it is about behind its first line, and
+    the traceback (if any) at its end."""
+    message = _PLAIN.format(record)
+    if session := getattr(record, "session", None):
+        # `journalctl` shows no other field unless it is asked for one.
+        first, end, rest = message.partition("\n")
+        shown = "".join(c if c.isprintable() else "?" for c in f"{session!s:.100}")
+        message = f"{first} [{shown}]{end}{rest}"
     fields: dict[str, object] = {
-        "MESSAGE": _PLAIN.format(record),
+        "MESSAGE": message,
         "PRIORITY": _priority(record.levelno),
         "LOGGER": record.name,
         "CODE_FILE": record.pathname,
