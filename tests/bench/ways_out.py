@@ -7,8 +7,7 @@ compute; takes memory until the kernel ends it, again and again; fills the disk 
 it. Beside it SESSIONS of other people stream. Somebody asks the daemon RATE times a second, in turn to
 read a session and to change one (which is a commit): on one connection, through the public door. An
 answer counts from when it was due to be asked for, so that one that is late delays those behind it as
-it would in life. The asker is scheduled before all else, so that what is measured is not its own
-waiting.
+it would in life. The asker goes first, so that what is measured is not its own waiting.
 
 In each of ROUNDS rounds every attack lasts ARM_S, and before each it is quiet for QUIET_S. A round's
 ratio is the 99th percentile of the answers under an attack by that of all the round's quiet ones. Kept
@@ -133,6 +132,17 @@ class Asker:
         return took
 
 
+def go_first() -> str:
+    """Be scheduled before all else, or as nearly so as this machine lets us; in words."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    except PermissionError:  # control groups of version 1 give real time to the top group alone
+        os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
+        os.setpriority(os.PRIO_PROCESS, 0, -20)
+        return "at the highest ordinary priority"
+    return "scheduled before all else"
+
+
 def p99(values: list[float]) -> float:
     return statistics.quantiles(values, n=100)[98]
 
@@ -156,7 +166,7 @@ def main() -> int:
         victor.run(his, LEAVE_TRACES)
         (victim,) = unit_of(machine, "victor")
         asker = Asker(machine, victor, his)
-        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+        asker_is = go_first()
         asker.ask(5)
         for _ in range(ROUNDS):
             quiet: Answers = {"read": [], "write": []}
@@ -196,8 +206,9 @@ def main() -> int:
     RESULTS.write_text(
         "# What an agent that takes all it can get costs the others\n\n"
         "Written by `python -m tests.bench.ways_out`.\n\n"
-        f"{table}\n\nMedians of {ROUNDS} rounds with {ARM_S:g} s for each attack, and the ratio as lowest / "
-        f"median / highest; {RATE} requests a second, {SESSIONS} sessions that stream, on {os.cpu_count()} cores; load average of the minute before, by others: "
+        f"{table}\n\nMedians of {ROUNDS} rounds with {ARM_S:g} s for each attack, and the ratio as "
+        f"lowest / median / highest; {RATE} requests a second, {SESSIONS} sessions that stream; the "
+        f"asker {asker_is}; on {os.cpu_count()} cores; load average of the minute before, by others: "
         f"{load:.1f}.\n\n## What is compared\n\n{(__doc__ or '').strip()}\n"
     )
     return 0 if kept else 1
