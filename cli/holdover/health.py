@@ -267,8 +267,12 @@ def agents(items: Sequence[Mapping[str, Any]] | None, why_not: str) -> list[Find
                 Finding(
                     "agents",
                     level,  # type: ignore[arg-type]
-                    f"{name} cannot be started: {item['problem']}",
-                    f'`holdover agent install {name}`, or [sessions] default_agent = "demo".',
+                    # The rest of the sentence is advice for every agent there may be.
+                    f"{name} cannot be started: {item['problem'].partition(';')[0]}",
+                    '`holdover agent install claude`, or [sessions] default_agent = "demo".'
+                    if item["login"] is not None  # asked of Claude Code alone
+                    else f"Install its program for its account, or name it by its path in [agents.{name}] "
+                    "command.",
                 )
             )
         elif item.get("login") is False:

@@ -135,8 +135,13 @@ def test_pages_that_nobody_read_are_not_called_sound() -> None:
 
 
 def test_the_default_agent_matters_more_than_others() -> None:
-    broken: dict[str, Any] = {"agent": "claude", "problem": "not found", "login": None}
-    assert levels(*health.agents([broken | {"default": True}], "")) == ["failed"]
+    broken: dict[str, Any] = {"agent": "own", "problem": "not found; and advice", "login": None}
+    (found,) = health.agents([broken | {"default": True}], "")
+    assert levels(found) == ["failed"]
+    assert found.what == "own cannot be started: not found"
+    assert "[agents.own] command" in found.remedy
+    (found,) = health.agents([broken | {"default": True, "login": False}], "")
+    assert "holdover agent install claude" in found.remedy
     assert levels(*health.agents([broken | {"default": False}], "")) == ["warning"]
     loginless = {"agent": "claude", "default": True, "problem": None, "login": False}
     assert levels(*health.agents([loginless], "")) == ["warning"]
