@@ -163,6 +163,10 @@ def main_page() -> str:
         ("/var/lib/holdover", "The catalogue and the spools; the daemon's alone."),
         ("/var/lib/holdover-agent", "The home of the default account, with its workspaces."),
         ("/run/holdover/admin.sock", "The admin door, for members of the group holdover-admin."),
+        (
+            "/usr/share/doc/holdover/RECOVERY.md",
+            "Upgrading, and what to type for each thing that can be wrong.",
+        ),
     ):
         lines += [".TP", f".I {roff(path)}", roff(text)]
     lines += [".SH EXIT STATUS", roff("See above; the same for every command.")]
