@@ -5,9 +5,9 @@ Mallory's agent, in a unit of its own, does one thing without end: tries every w
 tests/host/ways_out.py knows, one after the other; forks until it may not any more, and has all of them
 compute; takes memory until the kernel ends it, again and again; fills the disk of its home and empties
 it. Beside it SESSIONS of other people stream. Somebody asks the daemon RATE times a second, in turn to
-read a session and to change one (which is a commit): on one connection, through the public door. An
-answer counts from when it was due to be asked for, so that one that is late delays those behind it as
-it would in life. The asker goes first, so that what is measured is not its own waiting.
+read a session and to change one (which is a commit), on CONNECTIONS connections through the public
+door. An answer counts from when it was due to be asked for, so that one that is late delays those
+behind it as it would in life. The asker goes first, so that what is measured is not its own waiting.
 
 In each of ROUNDS rounds every attack lasts ARM_S, and before each it is quiet for QUIET_S. A round's
 ratio is the 99th percentile of the answers under an attack by that of all the round's quiet ones. Kept
@@ -25,6 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -40,6 +41,7 @@ ARM_S = float(os.environ.get("HOLDOVER_BENCH_ARM_S", "6"))
 QUIET_S = ARM_S / 2
 SESSIONS = 8
 RATE = 100
+CONNECTIONS = 4
 BOUND = 1.2
 RESULTS = Path(__file__).with_name("ways_out.md")
 HOME_BYTES = 64 << 20
@@ -103,7 +105,7 @@ Answers = dict[str, list[float]]
 
 
 class Asker:
-    """One connection, a request each 1/RATE s."""
+    """A request each 1/RATE s, on CONNECTIONS connections in turn."""
 
     def __init__(self, machine: Machine, person: Person, session: str) -> None:
         self._connect: Callable[[], object] = lambda: machine.connect_tcp(8780)
@@ -111,15 +113,24 @@ class Asker:
         self._path = f"/v1/sessions/{session}"
 
     def ask(self, seconds: float) -> Answers:
+        begun = time.perf_counter() + 0.2
+        took: Answers = {"read": [], "write": []}
+        with ThreadPoolExecutor(CONNECTIONS, initializer=go_first) as asking:
+            for one in asking.map(lambda turn: self._ask(begun, seconds, turn), range(CONNECTIONS)):
+                for kind, values in one.items():
+                    took[kind] += values
+        return took
+
+    def _ask(self, begun: float, seconds: float, turn: int) -> Answers:
+        """Every so many-th request, in turn a read and a write."""
         took: Answers = {"read": [], "write": []}
         with closing(http.client.HTTPConnection("127.0.0.1", 8780, timeout=60)) as connection:
             connection.sock = self._connect()  # type: ignore[assignment]
-            begun = time.perf_counter()
-            for number in range(int(seconds * RATE)):
+            for number in range(turn, int(seconds * RATE), CONNECTIONS):
                 due = begun + number / RATE
                 if (pause := due - time.perf_counter()) > 0:
                     time.sleep(pause)
-                kind = "write" if number % 2 else "read"
+                kind = "write" if number // CONNECTIONS % 2 else "read"
                 if kind == "read":
                     connection.request("GET", self._path, headers=self._headers)
                 else:
@@ -133,7 +144,7 @@ class Asker:
 
 
 def go_first() -> str:
-    """Be scheduled before all else, or as nearly so as this machine lets us; in words."""
+    """Have this thread scheduled before all else, or as nearly so as the machine lets us; in words."""
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
     except PermissionError:  # control groups of version 1 give real time to the top group alone
@@ -166,7 +177,8 @@ def main() -> int:
         victor.run(his, LEAVE_TRACES)
         (victim,) = unit_of(machine, "victor")
         asker = Asker(machine, victor, his)
-        asker_is = go_first()
+        with ThreadPoolExecutor(1) as apart:
+            asker_is = apart.submit(go_first).result()
         asker.ask(5)
         for _ in range(ROUNDS):
             quiet: Answers = {"read": [], "write": []}
@@ -207,7 +219,7 @@ def main() -> int:
         "# What an agent that takes all it can get costs the others\n\n"
         "Written by `python -m tests.bench.ways_out`.\n\n"
         f"{table}\n\nMedians of {ROUNDS} rounds with {ARM_S:g} s for each attack, and the ratio as "
-        f"lowest / median / highest; {RATE} requests a second, {SESSIONS} sessions that stream; the "
+        f"lowest / median / highest; {RATE} requests a second on {CONNECTIONS} connections, {SESSIONS} sessions that stream; the "
         f"asker {asker_is}; on {os.cpu_count()} cores; load average of the minute before, by others: "
         f"{load:.1f}.\n\n## What is compared\n\n{(__doc__ or '').strip()}\n"
     )
