@@ -502,6 +502,8 @@ def test_its_next_version_is_a_deploy_and_a_broken_one_is_taken_back(
     sockets = runs_of_sockets(machine)
     lay_out(machine, packages[NEXT])
     assert "runs as generation 2" in host_command(machine, "install")
+    # Its session is idle, and would stay for minutes.
+    holdover(machine, "drain", "--migrate")
     alone(machine, 2)
     lay_out(machine, packages[BROKEN])
     said = host_command(machine, "install", status=1)
