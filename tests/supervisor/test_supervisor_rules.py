@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from holdoverd.errors import SettingsError
 from holdoverd.supervisor import words
-from holdoverd.supervisor.health import READY_WITHIN_S, WATCHDOG_S, Health, parse_notify
+from holdoverd.supervisor.health import (
+    LOOK_S,
+    READY_WITHIN_S,
+    WATCHDOG_S,
+    Health,
+    parse_notify,
+)
 from holdoverd.supervisor.plan import MAX_RUNTIME_BYTES, Plan, UpOptions, make_plan
 from holdoverd.supervisor.restart import (
     FIRST_DELAY_S,
@@ -82,28 +88,67 @@ def test_ready_is_reported_once() -> None:
     assert health.status == "serving"
 
 
+def looks(health: Health, since: float, until: float) -> str | None:
+    """What is found by looking as often as it is done, from `since` to `until`; the first reason."""
+    now = since
+    while now < until:
+        now = min(now + LOOK_S, until)
+        if (reason := health.overdue(now)) is not None:
+            return reason
+    return None
+
+
 def test_daemon_that_does_not_become_ready_is_overdue() -> None:
     health = Health(started=100.0)
     assert health.check_at() == 100.0 + READY_WITHIN_S
-    assert health.overdue(100.0 + READY_WITHIN_S - 1) is None
+    assert looks(health, 100.0, 99.0 + READY_WITHIN_S) is None
     assert health.overdue(100.0 + READY_WITHIN_S) == "was not ready after 30 s"
 
 
 def test_daemon_that_falls_silent_is_overdue_and_each_beat_helps() -> None:
     health = Health(started=0.0)
     health.heard({"READY": "1"}, 1.0)
+    assert looks(health, 0.0, 5.0) is None
     health.heard({"WATCHDOG": "1"}, 5.0)
-    assert health.overdue(5.0 + WATCHDOG_S - 0.1) is None
+    assert looks(health, 5.0, 4.9 + WATCHDOG_S) is None
     assert health.overdue(5.0 + WATCHDOG_S) == "has been silent for 10 s"
-    health.heard({"WATCHDOG": "1"}, 14.0)
-    assert health.overdue(14.9) is None
-    assert health.check_at() == 14.0 + WATCHDOG_S
+    health.heard({"WATCHDOG": "1"}, 15.5)
+    assert health.overdue(15.9) is None
+    assert health.check_at() == 15.5 + WATCHDOG_S
 
 
 def test_daemon_that_never_beat_is_not_held_to_it() -> None:
     health = Health(started=0.0)
     health.heard({"READY": "1"}, 1.0)
-    assert health.overdue(10_000.0) is None
+    assert looks(health, 1.0, 1000.0) is None
+
+
+@pytest.mark.parametrize("ready", [False, True])
+@pytest.mark.parametrize("stood_s", [11.0, 60.0, 86400.0])
+@pytest.mark.parametrize("before_s", [0.0, 2.5, 5.0])
+def test_daemon_is_not_killed_for_time_in_which_nobody_looked(
+    before_s: float, stood_s: float, ready: bool
+) -> None:
+    """Stopped by Ctrl-Z; the daemon's reports wait in the socket, and may be read after the look."""
+    health = Health(started=0.0)
+    if ready:
+        health.heard({"READY": "1", "WATCHDOG": "1"}, 0.0)
+    assert looks(health, 0.0, before_s) is None
+    resumed = before_s + stood_s
+    assert health.overdue(resumed) is None
+    # From then on its time goes on where it was.
+    left_s = (WATCHDOG_S if ready else READY_WITHIN_S) - before_s - LOOK_S
+    assert looks(health, resumed, resumed + left_s - 0.1) is None
+    assert looks(health, resumed + left_s - 0.1, resumed + left_s + 0.1) is not None
+
+
+def test_a_report_read_before_the_late_look_counts_from_then() -> None:
+    health = Health(started=0.0)
+    health.heard({"READY": "1", "WATCHDOG": "1"}, 0.0)
+    health.heard({"WATCHDOG": "1"}, 3600.0)
+    assert health.overdue(3600.0) is None
+    assert looks(health, 3600.0, 3599.9 + WATCHDOG_S) is None
+    assert health.overdue(3600.0 + WATCHDOG_S) == "has been silent for 10 s"
 
 
 @pytest.fixture

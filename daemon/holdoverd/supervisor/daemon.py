@@ -9,7 +9,7 @@ from pathlib import Path
 import trio
 
 from holdoverd.supervisor import words
-from holdoverd.supervisor.health import WATCHDOG_S, Health, parse_notify
+from holdoverd.supervisor.health import LOOK_S, WATCHDOG_S, Health, parse_notify
 from holdoverd.supervisor.plan import Plan
 from holdoverd.supervisor.restart import Restart
 from holdoverd.supervisor.sockets import Sockets, storage_environment
@@ -148,7 +148,7 @@ class Daemon:
         while process.returncode is None:
             # A report may bring the next deadline nearer while we wait: look now and then.
             now = trio.current_time()
-            with trio.move_on_at(min(max(health.check_at(), now + 0.05), now + WATCHDOG_S / 4)):
+            with trio.move_on_at(min(max(health.check_at(), now + 0.05), now + LOOK_S)):
                 await wait_ended(process)
                 break
             if reason is None and (reason := health.overdue(trio.current_time())):
