@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from holdoverd.deploy import pulse
+from holdoverd.deploy import pulse, run
 from holdoverd.deploy.layout import InstallError
 from holdoverd.deploy.outcome import Outcome
 from holdoverd.deploy.run import TOLD_TO_STOP, Deploy
@@ -161,6 +161,47 @@ def test_a_predecessor_that_stands_still_is_ended_while_a_deploy_runs(
         deploy = Deploy(host, 2, ready_s=60, bake_s=60, say=lambda _: None)
         assert deploy.run().reason == TOLD_TO_STOP
     assert ended[0] == (1, os.getpid())
+
+
+def test_a_candidate_that_says_ready_and_nothing_more_is_taken_back_for_that(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "SILENT_S", 0.2)
+    monkeypatch.setattr(run, "SPOKEN_S", 0.1)
+    host = Idle(tmp_path, port)
+    monkeypatch.setattr(host, "ready", lambda _: True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
+        silent.bind(str(host.control_path(2)))
+        silent.listen(8)
+        outcome = Deploy(host, 2, ready_s=60, bake_s=60, say=lambda _: None).run()
+    assert outcome.state == "rolled back"
+    assert outcome.reason.startswith("it was READY; it had given no sign of life for ")
+
+
+def test_a_candidate_that_was_silent_before_it_died_is_taken_back_for_both(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was killed for its silence, by an instance that noticed first."""
+    monkeypatch.setattr(run, "SPOKEN_S", 0.1)
+    host = Idle(tmp_path, port)
+    monkeypatch.setattr(host, "ready", lambda _: True)
+    killed = threading.Event()
+    monkeypatch.setattr(
+        host, "failure", lambda _: "it was killed by signal 9" if killed.is_set() else None
+    )
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(str(host.control_path(2)))
+    listener.listen(8)
+
+    def kill() -> None:
+        killed.set()
+        listener.close()
+
+    timer = threading.Timer(0.5, kill)
+    timer.start()
+    outcome = Deploy(host, 2, ready_s=60, bake_s=60, say=lambda _: None).run()
+    timer.join()
+    assert outcome.reason.startswith("it was killed by signal 9; it had given no sign of life for ")
 
 
 def test_what_is_permanent_stays_so(tmp_path: Path, port: int) -> None:

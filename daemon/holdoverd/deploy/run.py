@@ -28,6 +28,9 @@ BAKE_EVERY_S = 0.25
 GRACE_S = 2.0
 """After `accept` a predecessor may still take a connection that had come to it."""
 
+SPOKEN_S = 2.0
+"""Four beats: whoever has said nothing for so long had stopped before it was ended or lost."""
+
 TOLD_TO_STOP = "the deploy was told to stop before it was permanent"
 SPEAKS_S = 2.0
 PREDECESSOR_S = 5.0
@@ -86,6 +89,7 @@ class Deploy:
         self._bake_s = bake_s
         self._say = say
         self._control: Control | None = None
+        self._mute_s = 0.0  # how long its first word was waited for in vain
         self._asking = threading.Lock()
         self._told_to_stop = False
         self._progress = Facts(generation, None, None, running=False, ready=False)
@@ -144,10 +148,13 @@ class Deploy:
         running = host.running(self._generation)
         ready = running and host.ready(self._generation)
         if ready and self._control is None:
+            dialled = time.monotonic()
             try:
-                self._control = Control(host.control_path(self._generation))
+                self._control = Control(host.control_path(self._generation), SILENT_S)
+                self._mute_s = 0.0
             except HandoverError:
                 ready = False
+                self._mute_s = max(self._mute_s, time.monotonic() - dialled)
         if not running and self._control is not None:
             self._drop_control()
         state: Any = self._control.state if self._control is not None else None
@@ -222,12 +229,26 @@ class Deploy:
             if control.silent_s() > SILENT_S:
                 raise HandoverError(f"it has given no sign of life for {SILENT_S:.0f} s")
 
+    def _in_silence(self, why: str) -> str:
+        """`why`, and how long it had stood still, if it had: whoever noticed has killed it for that."""
+        silent_s = self._mute_s
+        if (control := self._control) is not None:
+            with self._asking:
+                with contextlib.suppress(HandoverError):
+                    control.listen(0.001)
+                silent_s = control.silent_s()
+        if silent_s < SPOKEN_S:
+            return why
+        return f"{why.rstrip('.')}; it had given no sign of life for {silent_s:.0f} s"
+
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + self._ready_s
         while not self._look().ready:
             self._go_on()
             if (why := self._host.failure(self._generation)) is not None:
-                raise InstallError(why)
+                raise InstallError(self._in_silence(why))
+            if self._mute_s >= SILENT_S:
+                raise InstallError(self._in_silence("it was READY"))
             if time.monotonic() > deadline:
                 raise InstallError(f"it was not ready within {self._ready_s:g} s")
             time.sleep(LOOK_S)
@@ -248,7 +269,12 @@ class Deploy:
                     raise ProbeError(f"passing it a connection: {error}") from error
 
         with self._watched():
-            gate.try_candidate(dial, self._expected(), control.pid, watch=not self._speechless())
+            try:
+                gate.try_candidate(
+                    dial, self._expected(), control.pid, watch=not self._speechless()
+                )
+            except ProbeError as error:
+                raise ProbeError(self._in_silence(str(error))) from error
         self._alive()
 
     @contextlib.contextmanager
@@ -301,9 +327,9 @@ class Deploy:
             try:
                 gate.health(public, self._expected())
                 gate.no_such_session(admin)
-            except ProbeError:
+            except ProbeError as error:
                 if time.monotonic() - started > GRACE_S:
-                    raise
+                    raise ProbeError(self._in_silence(str(error))) from error
             if time.monotonic() - started >= self._bake_s:
                 return
             time.sleep(BAKE_EVERY_S)
