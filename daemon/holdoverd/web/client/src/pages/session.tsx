@@ -25,8 +25,8 @@ export function SessionPage({ parts }: PageProps) {
   return store === null || store.id !== id ? null : <Opened key={id} store={store} goal={goal} asked={asked} />;
 }
 
-/** How long it is said that the connection is back. */
-const FOUND_MS = 2500;
+/** How long it is said that the connection is back: after a daemon's death all is quiet again within 3 s. */
+const FOUND_MS = 1000;
 
 /** How long a connection may be away before it is worth a word. */
 const QUIET_MS = 700;

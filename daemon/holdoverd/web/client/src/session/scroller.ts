@@ -17,7 +17,11 @@ interface Anchor {
   top: number;
 }
 
+/** Without a scroll for so long a released list is still, where nothing else tells. */
 const STILL_MS = 150;
+/** The same after a drag where `scrollend` tells: a busy page hears of its momentum much later than that. */
+const STILL_AT_LAST_MS = 2000;
+const TELLS_END = "onscrollend" in window;
 
 export class Scroller {
   pinned = true;
@@ -28,7 +32,10 @@ export class Scroller {
   private slack = 0;
   private own = Number.NaN;
   private touching = false;
+  /** The finger has moved since it touched the list. */
+  private dragged = false;
   private timer = 0;
+  private frame = 0;
   private readonly observer: ResizeObserver;
 
   constructor(
@@ -45,6 +52,7 @@ export class Scroller {
     view.addEventListener("scroll", this.scrolled, { passive: true });
     view.addEventListener("scrollend", this.ended, { passive: true });
     view.addEventListener("touchstart", this.touched, { passive: true });
+    view.addEventListener("touchmove", this.draggedOn, { passive: true });
     view.addEventListener("touchend", this.released, { passive: true });
     view.addEventListener("touchcancel", this.released, { passive: true });
     this.observer = new ResizeObserver(() => this.settle());
@@ -53,11 +61,12 @@ export class Scroller {
   }
 
   dispose(): void {
-    clearTimeout(this.timer);
+    this.stopWaiting();
     this.observer.disconnect();
     this.view.removeEventListener("scroll", this.scrolled);
     this.view.removeEventListener("scrollend", this.ended);
     this.view.removeEventListener("touchstart", this.touched);
+    this.view.removeEventListener("touchmove", this.draggedOn);
     this.view.removeEventListener("touchend", this.released);
     this.view.removeEventListener("touchcancel", this.released);
   }
@@ -178,7 +187,12 @@ export class Scroller {
 
   private readonly touched = (): void => {
     this.touching = this.moving = true;
-    clearTimeout(this.timer);
+    this.dragged = false;
+    this.stopWaiting();
+  };
+
+  private readonly draggedOn = (): void => {
+    this.dragged = true;
   };
 
   private readonly released = (event: TouchEvent): void => {
@@ -190,14 +204,24 @@ export class Scroller {
     if (this.moving && !this.touching) this.still();
   };
 
-  /** `scrollend` is not everywhere; a pause in scrolling tells as well. */
+  /** `scrollend` is not everywhere, nor after a touch that moved nothing; a pause in scrolling tells as well. */
   private waitStill(): void {
+    this.stopWaiting();
+    if (this.touching) return;
+    const pause = this.dragged && TELLS_END ? STILL_AT_LAST_MS : STILL_MS;
+    this.timer = window.setTimeout(() => {
+      // What it has scrolled meanwhile a busy page hears before its next frame.
+      this.frame = requestAnimationFrame(() => this.still());
+    }, pause);
+  }
+
+  private stopWaiting(): void {
     clearTimeout(this.timer);
-    if (!this.touching) this.timer = window.setTimeout(() => this.still(), STILL_MS);
+    cancelAnimationFrame(this.frame);
   }
 
   private still(): void {
-    clearTimeout(this.timer);
+    this.stopWaiting();
     this.moving = false;
     if (!this.pinned) this.capture();
     this.settle();
