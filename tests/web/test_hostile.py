@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.live.up import Up, wait_until
-from tests.needs import needs_browser
+from tests.needs import needs_axe, needs_browser
 from tests.web.looks import faults
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ HOSTILE = [
     "```html\n<script>window.hacked = 1</script>\n```",
     "> " * 5000 + "deep",
     "- " * 5000 + "deep",
+    "\n".join("  " * depth + "- deeper" for depth in range(200)),
     "[" * 20_000 + "](" * 20_000,
     "*a_ " * 10_000,
     "`" * 10_000 + "x" + "`" * 9_999,
@@ -95,6 +96,7 @@ def test_nothing_of_strangers_runs_loads_or_stalls(up: Up, new_page: NewPage) ->
     page.get_by_label("Title").wait_for(timeout=2000)
 
 
+@needs_axe
 def test_pages_have_no_serious_fault_on_a_phone_or_a_desk_by_day_or_night(
     up: Up, new_page: NewPage
 ) -> None:
