@@ -86,6 +86,8 @@ TASKS = """() => {
     .observe({type: 'longtask', buffered: false});
 }"""
 
+SILENT = "document.querySelector('.quiet').textContent === ''"
+
 # Notes when (ms since the epoch) a word came, and when the quiet line was there.
 WORDS = """() => {
   window.words = [];
@@ -221,6 +223,7 @@ def replaced(browser: Browser, up: Up) -> Iterator[Row]:
         after = f"window.words.filter((at) => at > {killed + 100})"
         wait_until(lambda: page.evaluate(f"{after}.length > 0"), "words come again")  # noqa: B023
         page.wait_for_timeout(1500)
+        wait_until(lambda: page.evaluate(SILENT), "the quiet line is gone")
         back = page.evaluate(f"{after}[0]") - killed
         shown = page.evaluate("window.quiet")
         words.append(back)
