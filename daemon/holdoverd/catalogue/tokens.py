@@ -9,14 +9,25 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, bindparam, delete, insert, select
 
 from holdoverd.callers import Caller
 from holdoverd.catalogue.schema import owners, tokens
+from holdoverd.catalogue.statements import Statement
 from holdoverd.errors import Conflict
 from holdoverd.ids import new_id
 
 PREFIX = "hold_"
+
+# Asked at every request.
+_OF_DIGEST = Statement(
+    ("digest",),
+    lambda _dialect: (
+        select(tokens.c.id, tokens.c.owner, owners.c.account, tokens.c.scopes, tokens.c.expires_at)
+        .join(owners, owners.c.name == tokens.c.owner)
+        .where(tokens.c.digest == bindparam("digest"))
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +103,10 @@ def create_token(
 
 def authenticate(cx: Connection, token: str, now: int) -> Caller | None:
     """Whose token this is; None when it is unknown, revoked or expired at `now`."""
-    found = cx.execute(
-        select(tokens.c.id, tokens.c.owner, owners.c.account, tokens.c.scopes, tokens.c.expires_at)
-        .join(owners, owners.c.name == tokens.c.owner)
-        .where(tokens.c.digest == _digest(token))
-    ).first()
-    if found is None:
+    found = _OF_DIGEST.rows(cx, (_digest(token),))
+    if not found:
         return None
-    token_id, owner, account, scope_text, expires_at = found
+    token_id, owner, account, scope_text, expires_at = found[0]
     if expires_at is not None and expires_at <= now:
         return None
     scopes = frozenset(scope_text.split())

@@ -19,6 +19,7 @@ import signal
 import socket
 import struct
 import sys
+from pathlib import Path
 
 REFUSED = 77
 NICE = 10
@@ -57,6 +58,10 @@ def stay_with(parent: int) -> None:
     """
     with contextlib.suppress(OSError):
         os.nice(NICE)
+    # Among the processes of one login that is enough. Where the kernel shares a processor out by
+    # login first (sched(7), autogroup), ours stands back as a whole.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(NICE))
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
         sys.exit("The supervisor is gone already.")
