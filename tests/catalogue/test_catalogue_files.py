@@ -298,3 +298,46 @@ def test_lists_walk_an_index(
         assert wanted == {} or "SEARCH" in plan[0], plan
         # The folder alone, or its beginning: not all that is the owner's.
         assert "path" not in wanted or "path=" in plan[0] or "path>" in plan[0], plan
+
+
+@pytest.mark.parametrize("owner", ["ann", None])
+def test_a_page_of_a_search_costs_the_same_however_many_have_the_word(
+    cx: Connection, owner: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every page: the first, and one behind thousands of entries. SQLite's own steps are counted."""
+    if cx.dialect.name != "sqlite":
+        pytest.skip("counts SQLite's steps")
+    monkeypatch.setattr(files, "SEEN", 10)
+    driver: Any = cx.connection.dbapi_connection
+    steps = 0
+
+    def step() -> None:
+        nonlocal steps
+        steps += 1
+
+    def pages() -> list[int]:
+        nonlocal steps
+        cost, cursor = [], None
+        while True:
+            steps = 0
+            found, cursor = files.list_files(
+                cx, owner=owner, q="january february", limit=5, cursor=cursor
+            )
+            assert found == []
+            cost.append(steps)
+            if cursor is None:
+                return cost
+
+    months = ("january", "february")
+    for number in range(40):
+        make(cx, number, name=months[number % 2])
+    driver.set_progress_handler(step, 10)
+    few = pages()
+    driver.set_progress_handler(None, 0)
+    for number in range(40, 800):
+        make(cx, number, name=months[number % 2])
+    driver.set_progress_handler(step, 10)
+    many = pages()
+    driver.set_progress_handler(None, 0)
+    assert len(many) == 41  # the last is empty: ten entries were there to be seen before it
+    assert max(many) <= 2 * max(few)

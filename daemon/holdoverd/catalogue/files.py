@@ -300,7 +300,7 @@ def _found(
     query = (
         query.add_columns(word.word)
         .join(file_words, word.file == files.c.id)
-        .where(_begins(word.word, lead))
+        .where(_stretch(lead, after, until))
         .order_by(word.word, word.file)
     )
     if owner is not None:
@@ -311,10 +311,6 @@ def _found(
     query = query.where(
         ~exists().where(other.file == word.file, _begins(other.word, lead), other.word < word.word)
     )
-    if after is not None:
-        query = query.where(tuple_(word.word, word.file) > tuple_(*after))
-    if until is not None:
-        query = query.where(tuple_(word.word, word.file) <= tuple_(*until))
     found = cx.execute(query.limit(limit + 1)).all()
     rows = [FileRow(*row[:-1]) for row in found]
     if len(rows) <= limit:
@@ -344,11 +340,30 @@ def _seen(
 ) -> tuple[str, str] | None:
     """The last entry that a page looks at; None: there are no more than that."""
     word = file_words.c
-    query = _entries(lead, owner).order_by(word.word, word.file)
-    if after is not None:
-        query = query.where(tuple_(word.word, word.file) > tuple_(*after))
-    found = cx.execute(query.offset(SEEN - 1).limit(1)).first()
+    query = select(word.word, word.file).where(_stretch(lead, after, None))
+    if owner is not None:
+        query = query.where(word.owner == owner)
+    query = query.order_by(word.word, word.file).offset(SEEN - 1).limit(1)
+    found = cx.execute(query).first()
     return None if found is None else (found.word, found.file)
+
+
+def _stretch(
+    lead: str, after: tuple[str, str] | None, until: tuple[str, str] | None
+) -> ColumnElement[bool]:
+    """The entries of a word from behind `after` up to `until`, with one bound at either end.
+
+    SQLite enters an index by one and leaves it by one; a second would be tried on each entry of the
+    word, of which there may be as many as files.
+    """
+    if not lead:
+        return _begins(file_words.c.word, lead)
+    at = tuple_(file_words.c.word, file_words.c.file)
+    # A cursor from elsewhere may lie before the word's first entry.
+    first = at > tuple_(*max(after or ("", ""), (lead, "")))
+    if until is None:
+        return and_(first, file_words.c.word < lead + "\U0010ffff")
+    return and_(first, at <= tuple_(*until))
 
 
 def _entries(text: str, owner: str | None) -> Select[tuple[str, str]]:
