@@ -7,14 +7,19 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import trio
 
 from tests.host.machine import Machine
 from tests.host.test_deploy import copy_release, healthz, holdover, instances, machine, settled
+from tests.live.kills import LineWatcher
 from tests.live.up import wait_until
 
 __all__ = ["machine"]  # the fixture
 
 pytestmark = pytest.mark.host
+
+
+DOORS = ("holdover.socket", "holdover-admin.socket")
 
 
 def unit(generation: int) -> str:
@@ -44,14 +49,69 @@ def talking(machine: Machine) -> Iterator[str]:
     holdover(machine, "session", "end", session)
 
 
-def test_restart_and_kill_of_the_daemon_leave_agents_alone(machine: Machine, talking: str) -> None:
+def frozen(machine: Machine, serving: str) -> None:
+    """Until its watchdog, on a shorter leash than the unit's thirty seconds, ends it."""
+    machine.systemctl("restart", serving)
+    machine.systemctl("kill", "--signal=STOP", serving)
+
+
+def out_of_memory(machine: Machine, serving: str) -> None:
+    """It is killed by the kernel, for it may have less than it needs to start."""
+    machine.systemctl("set-property", "--runtime", serving, "MemoryMax=40M")
+    try:
+        machine.systemctl("kill", "--signal=KILL", serving)
+        deaths = int(machine.show(serving, "NRestarts")) + 2
+        wait_until(lambda: int(machine.show(serving, "NRestarts")) >= deaths, "it dies of it")
+    finally:
+        machine.systemctl("set-property", "--runtime", serving, "MemoryMax=infinity")
+
+
+ENDS = {
+    "restart": lambda machine, serving: machine.systemctl("restart", serving),
+    "kill -9": lambda machine, serving: machine.systemctl("kill", "--signal=KILL", serving),
+    "watchdog": frozen,
+    "out of memory": out_of_memory,
+}
+
+
+async def test_however_the_daemon_ends_agents_go_on_and_clients_come_back_with_their_cursor(
+    machine: Machine,
+) -> None:
+    """Visitors wait in the socket meanwhile."""
+    thread = trio.to_thread.run_sync
     serving = settled(machine)
+    made = holdover(machine, "session", "new", "--agent", "demo", "lines 9000 rate 10 size 100")
+    session = made.split()[0]
     before = agents(machine)
-    for how in (["restart"], ["kill", "--signal=KILL"]):
-        machine.systemctl(*how, unit(serving))
-        wait_until(lambda: shown(machine, talking)["state"] == "working", "it works on")
-        assert agents(machine) == before
-        assert healthz(machine)["generation"] == serving
+    drop_in = f"/run/systemd/system/{unit(serving)}.d"
+    machine.write(f"{drop_in}/test.conf", "[Service]\nWatchdogSec=3\nTimeoutAbortSec=1\n")
+    machine.systemctl("daemon-reload")
+    watcher = LineWatcher(machine.path("/run/holdover/admin.sock"), session)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watcher.run)
+            for how, end in ENDS.items():
+                await watcher.wait(lambda one, had=watcher.lines: one.lines > had)
+                connects = watcher.connects
+                daemon = machine.show(unit(serving), "MainPID")
+                await thread(end, machine, unit(serving))
+                visited = await thread(healthz, machine)
+                assert visited["generation"] == serving, how
+                # That no line is missing or repeated it asserts, line by line.
+                with trio.fail_after(60):
+                    while watcher.connects == connects or not watcher.live.is_set():
+                        await watcher.changed.wait()
+                    had = watcher.lines
+                    while watcher.lines == had:
+                        await watcher.changed.wait()
+                assert machine.show(unit(serving), "MainPID") not in ("0", daemon), how
+                assert agents(machine) == before, how
+            nursery.cancel_scope.cancel()
+    finally:
+        machine.run(["rm", "-r", drop_in])
+        machine.systemctl("daemon-reload")
+    assert shown(machine, session)["state"] == "working"
+    holdover(machine, "session", "end", session)
 
 
 def test_stop_with_a_newer_instance_migrates_to_it(machine: Machine, talking: str) -> None:
@@ -108,6 +168,8 @@ def test_stop_of_the_public_socket_alone_costs_nobody_anything(
         assert shown(machine, talking)["state"] == "working"
         assert [one["generation"] for one in instances(machine)] == [serving]
         assert healthz(machine)["generation"] == serving
+        named = holdover(machine, "doctor", check=False)
+        assert "holdover.socket is inactive; the instances that live serve on" in named
         assert "is permanent" in holdover(machine, "deploy", "0.2.0")
         holdover(machine, "drain", "--migrate")
         later = settled(machine)
@@ -141,11 +203,37 @@ def test_a_reboot_in_a_trial_boots_the_last_committed_release(machine: Machine) 
     assert machine.run(["ls", "/run/holdover/instances/trial.json"], check=False).returncode != 0
 
 
-def test_thirty_deaths_never_fail_the_socket(machine: Machine) -> None:
+def test_after_thirty_deaths_a_good_release_serves_and_no_socket_has_failed(
+    machine: Machine, talking: str
+) -> None:
     serving = settled(machine)
+    before = agents(machine)
+    doors = {name: machine.show(name, "InvocationID") for name in DOORS}
+    died = "0"
     for _ in range(30):
-        machine.systemctl("kill", "--signal=KILL", unit(serving))
-        wait_until(lambda: machine.show(unit(serving), "ActiveState") == "active", "it is back", 30)
-    for name in ("holdover.socket", "holdover-admin.socket"):
-        assert machine.show(name, "ActiveState") == "active"
-    assert healthz(machine)["generation"] == serving
+        # Not until it is READY: as soon as there is a process, as a release that crashes would.
+        died = wait_until(
+            lambda than=died: another(machine.show(unit(serving), "MainPID"), than), "it runs"
+        )
+        machine.run(["kill", "-9", died], check=False)
+    # Open all the time: one that had failed would have been started anew.
+    assert {name: machine.show(name, "ActiveState") for name in DOORS} == dict.fromkeys(
+        DOORS, "active"
+    )
+    assert {name: machine.show(name, "InvocationID") for name in DOORS} == doors
+    copy_release(machine, "0.2.0+good")
+    wait_until(lambda: healthz(machine)["generation"] == serving, "it is back")
+    assert "is permanent" in holdover(machine, "deploy", "0.2.0+good")
+    holdover(machine, "drain", "--migrate")
+    later = settled(machine)
+    assert later > serving
+    assert (shown(machine, talking)["state"], shown(machine, talking)["generation"]) == (
+        "working",
+        later,
+    )
+    assert agents(machine) == before
+
+
+def another(pid: str, than: str) -> str | None:
+    """The pid of a process, where it is not the one that was killed before."""
+    return None if pid in ("0", "", than) else pid
