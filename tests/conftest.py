@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ from tests.postgres import Postgres
 # Daemons, keepers and agents are started hundreds of times here, and find their modules compiled, as
 # installed ones do.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# A shell that starts us in the background has us ignore Ctrl-C, and so would all that we start. xdist's
+# workers run tests in their main thread.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What is right is right however long it takes: a busy machine stops any process for a second.
 settings.register_profile("holdover", deadline=None, suppress_health_check=[HealthCheck.too_slow])
