@@ -19,6 +19,7 @@ ORDER_S = 5.0
 SHARE_S = 2.0
 """For an instance that starts: each step of asking one that may stand still."""
 
+HELLO = b'{"t":"hello","v":[1],"operator":true}'
 MAX_PACKET_BYTES = 64 * 1024
 MAX_FDS = 16
 MAX_SIBLINGS = 16
@@ -37,7 +38,7 @@ class Control:
         try:
             self._sock.settimeout(connect_s)
             self._sock.connect(str(path))
-            self._send({"t": "hello", "v": [1], "operator": True})
+            self._send(HELLO)
             hello = self._receive()
         except OSError as error:
             self._sock.close()
@@ -63,8 +64,7 @@ class Control:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _send(self, fields: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
-        data = json.dumps(fields).encode()
+    def _send(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
             self._sock.sendmsg([data], ancillary)
@@ -135,7 +135,7 @@ class Control:
         Raises HandoverError: refused, silent or gone.
         """
         self._sock.settimeout(timeout_s)
-        self._send({"t": kind, **fields}, fds)
+        self._send(json.dumps({"t": kind, **fields}).encode(), fds)
         deadline = time.monotonic() + timeout_s
         while True:
             self._sock.settimeout(max(deadline - time.monotonic(), 0.001))
@@ -176,14 +176,18 @@ class Control:
         return shared
 
 
+def control_sockets(folder: Path) -> list[tuple[int, Path]]:
+    """(generation, its control socket ``N.sock``) of each that stands in `folder`, alive or not."""
+    return [(int(path.stem), path) for path in folder.glob("*.sock") if path.stem.isdecimal()]
+
+
 def share_listeners(folder: Path) -> dict[str, list[socket.socket]]:
     """What a living instance listens on, for one that starts and got nothing from systemd.
 
-    `folder` has the instances' control sockets, ``N.sock``; the newest that answers is taken. Empty
-    where none can be asked.
+    Of those with a control socket in `folder` the newest that answers is taken. Empty where none can
+    be asked.
     """
-    paths = [path for path in folder.glob("*.sock") if path.stem.isdecimal()]
-    for path in sorted(paths, key=lambda path: -int(path.stem))[:MAX_SIBLINGS]:
+    for _, path in sorted(control_sockets(folder), reverse=True)[:MAX_SIBLINGS]:
         try:
             with Control(path, SHARE_S) as control:
                 return control.listeners()

@@ -18,13 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from holdoverd.deploy.control import HELLO, MAX_PACKET_BYTES, control_sockets
 from holdoverd.deploy.hosts import Host
 from holdoverd.deploy.layout import InstallError
 from holdoverd.deploy.pulse import LOOK_S, SILENT_S, Pulse
 
 SEEK_S = 0.5
-MAX_PACKET_BYTES = 64 * 1024
-HELLO = b'{"t":"hello","v":[1],"operator":true}'
 
 _UCRED = struct.Struct("3i")  # pid, uid, gid; unix(7)
 
@@ -114,10 +113,7 @@ class Watch:
 
     def _seek(self) -> None:
         """Ask those for a word who are new here, or have been started again."""
-        for path in self._folder.glob("*.sock"):
-            if not path.stem.isdecimal():
-                continue
-            generation = int(path.stem)
+        for generation, path in control_sockets(self._folder):
             if generation >= self._generation or generation in self._ears:
                 continue
             with contextlib.suppress(OSError, InstallError):
