@@ -7,6 +7,9 @@ from uuid import UUID, uuid5
 
 from holdoverd.agents.stream_json import classify
 from holdoverd.catalogue.records import Change, LaunchRow, MessageRow, SessionRow
+from holdoverd.sessions import acts
+from holdoverd.sessions.agent_lines import take_line
+from holdoverd.sessions.launches import launch_begun, launch_live, launch_over, settle_prompts
 from holdoverd.sessions.model import SessionModel, Step
 
 NONCE = "0123456789abcdef0123456789abcdef"
@@ -60,16 +63,16 @@ class Talk:
 
     def begin(self, launch: str = "l_1", *, resumed: bool = False) -> Step:
         step = Step()
-        self.model.launch_begun(step, launch_row(launch))
+        launch_begun(self.model, step, launch_row(launch))
         self._sealed(step)
         return self.live(resumed=resumed)
 
     def live(self, *, resumed: bool = False, **settle: Any) -> Step:
         step = Step()
         if settle:
-            self.model.settle_prompts(step, at=5, **settle)
-        self.model.launch_live(
-            step, keeper_pid=1, agent_pid=2, cwd=None, first_lines=['{"hello":1}'],
+            settle_prompts(self.model, step, at=5, **settle)
+        launch_live(
+            self.model, step, keeper_pid=1, agent_pid=2, cwd=None, first_lines=['{"hello":1}'],
             initialize_id="i", at=5, resumed=resumed,
         )  # fmt: skip
         return self._sealed(step)
@@ -78,25 +81,27 @@ class Talk:
         step = Step()
         for line in lines:
             raw = (line if isinstance(line, str) else json.dumps(line)).encode()
-            self.model.line(step, classify(raw), start=self.position, at=5)
+            take_line(self.model, step, classify(raw), start=self.position, at=5)
             self.position += len(raw) + 1
         return self._sealed(step)
 
     def prompt(self, name: str, text: str = "hi") -> Step:
         step = Step()
         body = json.dumps({"type": "user", "uuid": uid(name), "message": {"content": text}})
-        self.model.prompt(step, uid(name), body, "digest", 5)
+        acts.prompt(self.model, step, uid(name), body, "digest", 5)
         return self._sealed(step)
 
     def answers(self, request_id: str, behavior: str = "allow", **values: Any) -> Step:
         step = Step()
         given = {"updated_input": None, "message": None, "remember": None, **values}
-        self.model.answer(step, request_id, behavior=behavior, answered_by="ann", at=5, **given)
+        acts.answer(
+            self.model, step, request_id, behavior=behavior, answered_by="ann", at=5, **given
+        )
         return self._sealed(step)
 
     def dies(self, outcome: dict[str, Any] | None = None) -> Step:
         step = Step()
-        self.model.launch_over(step, None if outcome is None else json.dumps(outcome), 5)
+        launch_over(self.model, step, None if outcome is None else json.dumps(outcome), 5)
         return self._sealed(step)
 
     @property

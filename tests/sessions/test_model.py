@@ -7,12 +7,13 @@ import pytest
 
 from holdoverd.agents.stream_json import classify
 from holdoverd.errors import Conflict, Gone, NotFound, TooLarge, Unprocessable
+from holdoverd.sessions import acts
+from holdoverd.sessions.acts import MAX_QUEUED_PROMPTS
+from holdoverd.sessions.agent_lines import MAX_NOTICED_FAULTS, MAX_STATUSES, take_line
 from holdoverd.sessions.bodies import context_of
+from holdoverd.sessions.launches import launch_begun, launch_over, spool_cut, unsettled_prompts
 from holdoverd.sessions.model import (
     MAX_LINE_BYTES,
-    MAX_NOTICED_FAULTS,
-    MAX_QUEUED_PROMPTS,
-    MAX_STATUSES,
     Delta,
     SessionModel,
     Status,
@@ -92,7 +93,7 @@ def test_a_new_owner_rereads_the_open_block_without_storing_anything_again() -> 
     step = Step()
     lines = [json.dumps(line).encode() for line in (assistant("a"), *opens("b"), delta("half "))]
     for start, line in enumerate(lines):
-        again.model.line(step, classify(line), start=start, at=9, stored=True)
+        take_line(again.model, step, classify(line), start=start, at=9, stored=True)
     assert not step.events
     assert not step.must_commit
     again.says(delta("a sentence"))
@@ -244,7 +245,7 @@ def test_a_reboot_is_told_from_an_agents_death() -> None:
     talk = Talk()
     talk.begin()
     talk.says(assistant("a"))
-    talk.model.launch_over(Step(), None, 1, rebooted=True)
+    launch_over(talk.model, Step(), None, 1, rebooted=True)
     assert talk.model.row.turn_cut == "reboot"
     # Its end may have been written while the host went down, and is read in the next boot.
     talk = Talk()
@@ -286,7 +287,7 @@ def test_prompts_of_a_dead_agent_are_looked_up_before_they_are_sent_again(
     talk.prompt("p2")
     talk.dies()
     step = Step()
-    talk.model.launch_begun(step, launch_row("l_2"))
+    launch_begun(talk.model, step, launch_row("l_2"))
     talk._sealed(step)
     sent = len(talk.sent)
     step = talk.live(
@@ -313,7 +314,7 @@ def test_an_ended_session_takes_no_prompt_and_cancels_those_that_wait() -> None:
     talk = Talk()
     talk.prompt("p1")
     step = Step()
-    talk.model.end(step, 5)
+    acts.end(talk.model, step, 5)
     talk._sealed(step)
     assert [p.state for p in step.change.prompts] == ["cancelled"]
     assert talk.model.state == "ended"
@@ -413,7 +414,7 @@ def test_a_spool_cut_by_a_power_loss_is_told_and_read_from_its_new_end() -> None
     talk = Talk()
     talk.begin()
     step = Step()
-    talk.model.spool_cut(step, offset=900, size=100, at=5)
+    spool_cut(talk.model, step, offset=900, size=100, at=5)
     talk._sealed(step)
     assert talk.model.launch is not None
     assert (talk.model.launch.offset, talk.model.launch.replay_from) == (100, 100)
@@ -445,7 +446,7 @@ def test_a_prompt_that_the_agent_cancels_is_not_kept_for_the_next_one() -> None:
     codes = [json.loads(m.body)["code"] for m in talk.stored if m.kind == "notice"]
     assert codes == ["prompt_cancelled", "prompt_cancelled"]
     talk.dies()
-    assert not talk.model.unsettled_prompts()
+    assert not unsettled_prompts(talk.model)
 
 
 def test_a_late_echo_of_a_prompt_that_waits_no_more_is_not_stored_again() -> None:
@@ -453,7 +454,7 @@ def test_a_late_echo_of_a_prompt_that_waits_no_more_is_not_stored_again() -> Non
     talk.begin()
     talk.prompt("p1")
     step = Step()
-    talk.model.end(step, 5)
+    acts.end(talk.model, step, 5)
     talk._sealed(step)
     talk.says(echo("p1"))
     assert talk.kinds == ["user"]
@@ -537,7 +538,7 @@ def test_an_agent_that_is_being_ended_gets_no_answers_any_more() -> None:
     talk.says(asks("r1"))
     (permission,) = talk.model.permissions.values()
     step = Step()
-    talk.model.end(step, 5)
+    acts.end(talk.model, step, 5)
     talk._sealed(step)
     sent = len(talk.sent)
     talk.says({"type": "control_request", "request_id": "x", "request": {"subtype": "telepathy"}})
@@ -562,7 +563,7 @@ def test_a_prompt_that_an_agent_holds_is_asked_back_and_its_word_decides() -> No
     withdrawn = {}
     for name in ("p1", "p2", "p3"):
         step = Step()
-        assert talk.model.cancel_prompt(step, uid(name), 5).state == "queued"
+        assert acts.cancel_prompt(talk.model, step, uid(name), 5).state == "queued"
         talk._sealed(step)
         asked = json.loads(talk.sent[-1][1])
         assert asked["request"] == {"subtype": "cancel_async_message", "message_uuid": uid(name)}
@@ -587,12 +588,12 @@ def test_a_prompt_that_no_agent_has_is_withdrawn_at_once() -> None:
     talk = Talk()
     talk.prompt("p1")
     step = Step()
-    assert talk.model.cancel_prompt(step, uid("p1"), 5).state == "cancelled"
+    assert acts.cancel_prompt(talk.model, step, uid("p1"), 5).state == "cancelled"
     talk._sealed(step)
     assert talk.kinds == ["user", "notice"]
     assert talk.model.queued_ids() == []
     with pytest.raises(NotFound):
-        talk.model.cancel_prompt(Step(), uid("p1"), 5)
+        acts.cancel_prompt(talk.model, Step(), uid("p1"), 5)
 
 
 def test_a_prompt_of_an_agent_that_died_is_not_withdrawn_before_it_is_known_whether_it_ran() -> (
@@ -603,7 +604,7 @@ def test_a_prompt_of_an_agent_that_died_is_not_withdrawn_before_it_is_known_whet
     talk.prompt("p1")
     talk.dies()
     with pytest.raises(Conflict):
-        talk.model.cancel_prompt(Step(), uid("p1"), 5)
+        acts.cancel_prompt(talk.model, Step(), uid("p1"), 5)
 
 
 def test_only_one_of_its_own_suggestions_is_remembered_with_an_answer() -> None:

@@ -20,6 +20,8 @@ from holdoverd.errors import CatalogueError, KeeperError, LockHeld, NotOwner, St
 from holdoverd.ids import now_ms
 from holdoverd.keeper import protocol
 from holdoverd.sessions import launcher
+from holdoverd.sessions.agent_lines import take_line
+from holdoverd.sessions.launches import launch_over, spool_cut
 from holdoverd.sessions.link import AgentDeafError, KeeperLink
 from holdoverd.sessions.model import Step
 from holdoverd.sessions.outbox import Outbox
@@ -137,7 +139,7 @@ class Following:
         async with self._owner.lock:
             step = Step()
             size = reader.spool.size()
-            self._owner.model.spool_cut(step, offset=reader.launch.offset, size=size, at=now_ms())
+            spool_cut(self._owner.model, step, offset=reader.launch.offset, size=size, at=now_ms())
             reader.restart(size)
             self._owner.hub.replaying(False)
             await self._owner.finish_step(step)
@@ -170,10 +172,10 @@ class Following:
             at = now_ms()
             launch = reader.launch
             committed = launch.offset
-            take = self._owner.model.line
+            model = self._owner.model
             start = reader.line_start
             for size, frame in frames:
-                take(step, frame, start=start, at=at, stored=start < committed)
+                take_line(model, step, frame, start=start, at=at, stored=start < committed)
                 start += size + 1
                 if step.launch_ended:
                     break
@@ -182,7 +184,7 @@ class Following:
             reader.line_start = start
             if reader.line_start > committed:
                 launch.offset = reader.line_start
-                opened = self._owner.model.blocks.replay_from()
+                opened = model.blocks.replay_from()
                 # A sentence that never ends must not keep the spool from being given back.
                 launch.replay_from = max(
                     launch.offset if opened is None else opened, launch.offset - MAX_REPLAY_BYTES
@@ -193,7 +195,7 @@ class Following:
             if reader.line_start >= committed:
                 self._owner.hub.replaying(False)
             behind = launch.offset - reader.committed
-            self._owner.model.seal(step, at)
+            model.seal(step, at)
             if step.must_commit or behind > COMMIT_BYTES:
                 if reader.more:
                     async with trio.open_nursery() as nursery:
@@ -328,7 +330,7 @@ class Following:
                     if at_end:
                         step = Step()
                         rebooted = launch.boot_id != self._owner.instance.boot_id
-                        self._owner.model.launch_over(step, None, now_ms(), rebooted=rebooted)
+                        launch_over(self._owner.model, step, None, now_ms(), rebooted=rebooted)
                         await self._owner.finish_step(step)
                 if at_end:
                     self._over()

@@ -23,7 +23,9 @@ from holdoverd.errors import (
 )
 from holdoverd.ids import new_id, now_ms
 from holdoverd.sessions import launcher, preparing
+from holdoverd.sessions.agent_lines import take_history
 from holdoverd.sessions.holding import Holding
+from holdoverd.sessions.launches import launch_begun
 from holdoverd.sessions.means import Instance
 from holdoverd.sessions.model import SessionModel, Step
 from holdoverd.sessions.owner import OwnedSession
@@ -199,8 +201,8 @@ class Making(Holding):
         model = session.model
         launch = session.starter.new_launch()
         step = Step()
-        model.history(step, before.said, before.left_out, now_ms())
-        model.launch_begun(step, launch)
+        take_history(model, step, before.said, before.left_out, now_ms())
+        launch_begun(model, step, launch)
         if (prompt := spec.get("prompt")) is not None:
             accept_prompt(step, session, check_prompt(session, prompt))
         model.seal(step, now_ms())

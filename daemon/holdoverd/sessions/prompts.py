@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 from holdoverd.agents import host_frames
 from holdoverd.errors import BadRequest, Conflict, TooLarge, Unprocessable
 from holdoverd.ids import now_ms
+from holdoverd.sessions import acts
 from holdoverd.sessions.model import MAX_LINE_BYTES, Step
 from holdoverd.sessions.owner import OwnedSession
 from holdoverd.sessions.wire import dumps
@@ -64,4 +65,4 @@ def accept_prompt(step: Step, owned: OwnedSession, accepted: Prompt) -> int:
     if owned.knows_prompt(accepted.id):
         raise PromptKnown(accepted.id)
     owned.check_room(MAX_COMMANDS_WAITING)
-    return owned.model.prompt(step, accepted.id, accepted.body, accepted.digest, now_ms()).seq
+    return acts.prompt(owned.model, step, accepted.id, accepted.body, accepted.digest, now_ms()).seq

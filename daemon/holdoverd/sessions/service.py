@@ -19,6 +19,7 @@ from holdoverd.catalogue import sessions as sessions_table
 from holdoverd.catalogue.records import PromptRow, SessionRow
 from holdoverd.errors import Conflict, Forbidden, Gone, NotFound, Unavailable
 from holdoverd.ids import new_id, now_ms
+from holdoverd.sessions import acts
 from holdoverd.sessions.making import Making
 from holdoverd.sessions.model import Step
 from holdoverd.sessions.owner import OwnedSession
@@ -126,7 +127,7 @@ class Sessions(Making):
 
         def change(step: Step) -> None:
             owned.check_room(MAX_COMMANDS_WAITING)
-            model.set_columns(step, **changes)
+            acts.set_columns(model, step, **changes)
             if owned.takes_commands:
                 for line in lines:
                     model.control(step, line)
@@ -140,7 +141,7 @@ class Sessions(Making):
         """No further prompt; the agent is stopped, gently. `purge`: as if it had never been."""
         owned = await self._own(caller, session, write=True)
         at = now_ms()
-        await owned.act(lambda step: owned.model.end(step, at, purge=purge))
+        await owned.act(lambda step: acts.end(owned.model, step, at, purge=purge))
         owned.stop_agent()
 
     # -- prompts, answers ---------------------------------------------------------------------------
@@ -188,7 +189,7 @@ class Sessions(Making):
 
         def change(step: Step) -> PromptRow:
             owned.check_room(MAX_COMMANDS_WAITING)
-            return owned.model.cancel_prompt(step, prompt_id, at)
+            return acts.cancel_prompt(owned.model, step, prompt_id, at)
 
         prompt = await owned.act(change)
         if prompt.state == "queued":
@@ -222,7 +223,8 @@ class Sessions(Making):
 
         def change(step: Step) -> dict[str, Any]:
             owned.check_room(MAX_COMMANDS_WAITING)
-            permission = owned.model.answer(
+            permission = acts.answer(
+                owned.model,
                 step,
                 request_id,
                 behavior=answer["behavior"],

@@ -25,6 +25,14 @@ from holdoverd.ids import new_id, now_ms
 from holdoverd.keeper import protocol
 from holdoverd.sessions import launcher
 from holdoverd.sessions.following import GREET_AGAIN_S, RETRY_S
+from holdoverd.sessions.launches import (
+    launch_abandoned,
+    launch_begun,
+    launch_failed,
+    launch_live,
+    settle_prompts,
+    unsettled_prompts,
+)
 from holdoverd.sessions.link import KeeperLink
 from holdoverd.sessions.model import Step
 
@@ -118,7 +126,7 @@ class Starter:
                     lock.close()
                     return
                 step = Step()
-                self._owner.model.launch_begun(step, launch)
+                launch_begun(self._owner.model, step, launch)
                 await self._owner.finish_step(step)
         except BaseException:
             lock.close()
@@ -189,7 +197,7 @@ class Starter:
             "lookup": {
                 "transcripts": list(spec.transcripts),
                 "required": adopting and bool(spec.transcripts),
-                "uuids": [p.id for p in self._owner.model.unsettled_prompts()],
+                "uuids": [p.id for p in unsettled_prompts(self._owner.model)],
             },
         }
 
@@ -283,7 +291,7 @@ class Starter:
                     at,
                     {"agent_session": self._owner.model.row.agent_session},
                 )
-            self._owner.model.settle_prompts(step, found=found, searchable=searchable, at=at)
+            settle_prompts(self._owner.model, step, found=found, searchable=searchable, at=at)
             if resumed and fresh:
                 self._owner.model.notice(
                     step,
@@ -293,7 +301,8 @@ class Starter:
                     "This log is whole.",
                     at,
                 )
-            self._owner.model.launch_live(
+            launch_live(
+                self._owner.model,
                 step,
                 keeper_pid=keeper_pid,
                 agent_pid=agent_pid,
@@ -351,7 +360,7 @@ class Starter:
             await self._give_up_start(launch)
             return True
         try:
-            if self._owner.model.unsettled_prompts():
+            if unsettled_prompts(self._owner.model):
                 await link.send(protocol.signal(link.last + 1, "KILL"))
                 await link.receive_loop(acked=lambda _n: None, disk=self._owner.tell_disk)
                 return False
@@ -383,7 +392,7 @@ class Starter:
             if self._owner.model.launch is not launch:
                 return
             step = Step()
-            self._owner.model.launch_abandoned(step)
+            launch_abandoned(self._owner.model, step)
             await self._owner.finish_step(step)
         self._owner.remove_files(launch)
         self.want_agent_for_prompts()
@@ -393,7 +402,7 @@ class Starter:
             launch = self._owner.model.launch
             step = Step()
             self._owner.model.wanted = False
-            self._owner.model.launch_failed(step, code=code, message=message, at=now_ms())
+            launch_failed(self._owner.model, step, code=code, message=message, at=now_ms())
             try:
                 await self._owner.finish_step(step)
             except NotOwner:
