@@ -11,6 +11,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from holdoverd.errors import Unavailable
 from holdoverd.http import stream
+from holdoverd.http.frame_queue import MAX_QUEUED_CHARS, FrameQueue
 from tests.http.kit import KEY, PROMPT_ID, Client, Doors
 
 UPGRADE = {
@@ -287,7 +288,7 @@ async def test_frames_are_served_in_order_while_pings_are_answered(
 
 async def test_the_queue_of_a_stream_is_bounded(doors: Doors, session: str) -> None:
     """64 frames wait behind the one being served, 2 more in trio-websocket; then we do not read."""
-    queue = stream.FrameQueue()
+    queue = FrameQueue()
     async with trio.open_nursery() as nursery:
 
         async def put_many() -> None:
@@ -298,7 +299,7 @@ async def test_the_queue_of_a_stream_is_bounded(doors: Doors, session: str) -> N
         await trio.testing.wait_all_tasks_blocked()
         assert len(queue._frames) == 64
         assert [await queue.get() for _ in range(100)] == [str(number) for number in range(100)]
-    big = "x" * stream.MAX_QUEUED_CHARS
+    big = "x" * MAX_QUEUED_CHARS
     await queue.put(big)
     with trio.move_on_after(0) as waited:
         await queue.put("y")

@@ -2,7 +2,7 @@
 
 Owns: connections, from accept to close; who may ask what from where (`wire`); the shape of every
 request (`shapes`, `frames`); the table of routes (`app`); logging in (`login`); one viewer's
-WebSocket (`stream`).
+WebSocket (`stream`), from its `upgrade` over the `frame_queue` to the `answering` of what it asks.
 
 Promises: every error leaves as the contract's JSON, never as a traceback; Host, Origin, token and
 scope are checked before a body is read and before it is told whether a thing exists; every wait

@@ -67,6 +67,11 @@ def parse_frame(message: str | bytes) -> ClientFrame:
     return ClientFrame(kind, ref, data)
 
 
+def is_too_large(frame: str) -> bool:
+    """Over 16 MiB in UTF-8, where a character has at most four bytes."""
+    return len(frame) > MAX_FRAME_BYTES // 4 and len(frame.encode()) > MAX_FRAME_BYTES
+
+
 def _head(kind: str, ref: str | None) -> str:
     return f'{{"type":"{kind}"' + (f',"ref":{ref}' if ref is not None else "")
 

@@ -16,46 +16,31 @@ All of that is a matter of a few turns of the loop. What is left is a record (`S
 which another instance, or this one, goes on.
 """
 
-import base64
-import binascii
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
-import msgspec
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
 from holdoverd.callers import Caller
 from holdoverd.errors import (
-    BadRequest,
-    Internal,
     NotFound,
     OwnedElsewhere,
     RequestError,
-    TooLarge,
     Unavailable,
-    Unprocessable,
 )
 from holdoverd.handover.packed import Door, StreamState
 from holdoverd.http import shapes
+from holdoverd.http.answering import answer_frame, logged
 from holdoverd.http.context import Context, Viewer
-from holdoverd.http.frames import (
-    FRAME_SCOPES,
-    MAX_FRAME_BYTES,
-    SUBPROTOCOL,
-    ClientFrame,
-    FrameError,
-    close_reason,
-    error_reply,
-    parse_frame,
-    reply,
-)
+from holdoverd.http.frame_queue import FrameQueue
+from holdoverd.http.frames import MAX_FRAME_BYTES, SUBPROTOCOL, close_reason, is_too_large
 from holdoverd.http.transport import HalfCloseable, Transport, linger
-from holdoverd.http.wire import Head, Request, Upgrade, check_scope, internal_error
-from holdoverd.ids import new_id
+from holdoverd.http.upgrade import upgrade_head, websocket_key
+from holdoverd.http.wire import Request, Upgrade
 from holdoverd.sessions.spool import Wake
 from holdoverd.sessions.viewer import (
     CLOSE_GOING_AWAY,
@@ -84,8 +69,6 @@ ATTACH_AGAIN_S = 0.05
 MAX_HOPS = 20
 """Instances that may come and go while a stream is on its way; then its client reconnects."""
 
-MAX_QUEUED_FRAMES = 64
-MAX_QUEUED_CHARS = MAX_FRAME_BYTES
 # Pings not yet answered; a peer that never answers is kept alive by its own frames alone.
 _MAX_PINGS = 8
 _LINGER_BYTES = 64 * 1024 * 1024
@@ -96,7 +79,7 @@ NO_SESSION = (4004, "There is no such session, or it is not shared with you.")
 async def open_stream(context: Context, request: Request) -> Upgrade:
     """Check everything that can be checked while the answer can still be plain HTTP."""
     head = request.head
-    key = _websocket_key(head)
+    key = websocket_key(head)
     after, epoch = shapes.query_cursor(request.query)
     threads = shapes.query_choice(request.query, "threads", ("all", "main")) or "all"
     viewer: Viewer | None = None
@@ -118,120 +101,6 @@ async def open_stream(context: Context, request: Request) -> Upgrade:
         viewer=viewer,
     )
     return Upgrade(stream)
-
-
-def _websocket_key(head: Head) -> str:
-    """Sec-WebSocket-Key of a valid upgrade (RFC 6455, section 4.2.1); BadRequest otherwise.
-
-    As strict as wsproto, which has no way to tell us that it refused.
-    """
-    # the key is base64 and keeps its case; the others are tokens
-    if head.method != "GET" or "websocket" not in head.tokens(b"upgrade"):
-        raise BadRequest("This address speaks WebSocket; connect with the protocol holdover.v1.")
-    if "upgrade" not in head.tokens(b"connection"):
-        raise BadRequest("The upgrade lacks `Connection: Upgrade`; a proxy may have removed it.")
-    if head.header(b"sec-websocket-version") != "13":
-        raise BadRequest(
-            "WebSocket version 13 is spoken here.", headers={"Sec-WebSocket-Version": "13"}
-        )
-    key = head.header(b"sec-websocket-key") or ""
-    try:
-        if len(base64.b64decode(key, validate=True)) != 16:
-            raise BadRequest("Sec-WebSocket-Key has to be 16 bytes in base64.")
-    except (binascii.Error, ValueError) as exc:
-        raise BadRequest("Sec-WebSocket-Key has to be 16 bytes in base64.") from exc
-    if SUBPROTOCOL not in head.tokens(b"sec-websocket-protocol"):
-        raise BadRequest(f"Offer the subprotocol {SUBPROTOCOL} (Sec-WebSocket-Protocol).")
-    if head.header(b"content-length") not in (None, "0") or head.tokens(b"transfer-encoding"):
-        raise BadRequest("An upgrade has no body; send frames after the answer 101.")
-    return key
-
-
-def _upgrade_head(key: str) -> bytes:
-    """The request as it is told to wsproto: what it needs, and nothing a client could make it trip
-    over. Extensions are left out, since compressing every viewer's stream anew costs too much.
-    """
-    return (
-        "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n"
-        f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n\r\n"
-    ).encode("ascii")
-
-
-class FrameQueue:
-    """Received and not yet done: 64 frames, and 16 MiB beside a first one. For one putter.
-
-    It may be held: then `get` waits, whatever there is. `frames` are there from the start.
-    """
-
-    def __init__(self, frames: Iterable[str | bytes] = ()) -> None:
-        # Few, and mostly none: an empty deque takes as much as a hundred of a list's.
-        self._frames = list(frames)
-        self._chars = sum(map(len, self._frames))
-        self._closed = False
-        self._held = False
-        self._bounded = True
-        self._getting = False
-        self._changed = trio.Event()
-
-    def _signal(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
-
-    def close(self) -> None:
-        """Nothing more comes; `get` gives what is left, then raises EndOfChannel."""
-        self._closed = True
-        self._signal()
-
-    def hold(self) -> None:
-        self._held = True
-
-    def release(self) -> None:
-        self._held = False
-        self._signal()
-
-    def take_all(self) -> None:
-        """No bound any more: what has been received has to be somewhere."""
-        self._bounded = False
-        self._signal()
-
-    async def wait_getting(self) -> None:
-        """Until somebody waits in `get`: what was got before is done."""
-        while not self._getting:
-            await self._changed.wait()
-
-    def frames(self) -> tuple[str | bytes, ...]:
-        """What is there, in order."""
-        return tuple(self._frames)
-
-    async def put(self, frame: str | bytes) -> None:
-        """Waits for room."""
-        while (self._frames and self._bounded) and (
-            len(self._frames) >= MAX_QUEUED_FRAMES or self._chars + len(frame) > MAX_QUEUED_CHARS
-        ):
-            await self._changed.wait()
-        self._frames.append(frame)
-        self._chars += len(frame)
-        self._signal()
-
-    async def get(self) -> str | bytes:
-        while self._held or not self._frames:
-            if self._closed and not self._held:
-                raise trio.EndOfChannel
-            if not self._getting:
-                self._getting = True
-                self._signal()
-            await self._changed.wait()
-        self._getting = False
-        frame = self._frames.pop(0)
-        self._chars -= len(frame)
-        self._signal()
-        return frame
-
-
-def _is_too_large(frame: str) -> bool:
-    """Over 16 MiB in UTF-8, where a character has at most four bytes."""
-    return len(frame) > MAX_FRAME_BYTES // 4 and len(frame.encode()) > MAX_FRAME_BYTES
 
 
 @dataclass(frozen=True)
@@ -324,7 +193,7 @@ class Stream:
                 rest = resumed.received + rest
             transport = Transport(
                 stream,
-                _upgrade_head(self._key),
+                upgrade_head(self._key),
                 rest,
                 unsent=resumed.unsent if resumed is not None else None,
             )
@@ -377,7 +246,7 @@ class Stream:
             except Unavailable as unavailable:
                 error = unavailable
             except Exception:
-                self.end(1011, self._logged("a stream cannot go on, closing it").message)
+                self.end(1011, logged(self.session, "a stream cannot go on, closing it").message)
                 return
             if trio.current_time() > deadline:
                 log.warning("closing a stream: %s", error, extra={"session": self.session})
@@ -514,13 +383,7 @@ class Stream:
         except ConnectionClosed:
             self.end(None)
         except Exception:
-            self.end(1011, self._logged("the stream failed, closing it").message)
-
-    def _logged(self, what: str) -> Internal:
-        """Log the exception being handled; what a client may hear of it."""
-        error_id = new_id("e")
-        log.exception(what, extra={"session": self.session, "error_id": error_id})
-        return internal_error(error_id)
+            self.end(1011, logged(self.session, "the stream failed, closing it").message)
 
     # -- tasks ----------------------------------------------------------------------------------
 
@@ -542,7 +405,7 @@ class Stream:
             while True:
                 message = await ws.get_message()
                 # trio-websocket's bound counts characters; the wire's counts bytes.
-                if isinstance(message, str) and _is_too_large(message):
+                if isinstance(message, str) and is_too_large(message):
                     self.end(1009, f"A frame has at most {MAX_FRAME_BYTES} bytes.")
                     return
                 await self._queue.put(message)
@@ -565,7 +428,7 @@ class Stream:
                 self.end(None)
                 return
             self._handling = True
-            answer = await self._handle(message, viewer)
+            answer = await answer_frame(self._context, self._caller, self.session, viewer, message)
             self._handling = False
             self._moved.ring()
             with suppress(ConnectionClosed):
@@ -608,63 +471,3 @@ class Stream:
         with suppress(Unavailable):  # a catalogue that hiccups is no reason to throw anyone out
             if await self._context.authenticate(token) is None:
                 self.end(4001, "The token is no longer valid; log in again.")
-
-    # -- frames from the client -----------------------------------------------------------------
-
-    async def _handle(self, message: str | bytes, viewer: Viewer) -> str:
-        """The answer to one frame."""
-        ref: str | None = None
-        try:
-            frame = parse_frame(message)
-            ref = frame.ref
-            check_scope(self._caller, FRAME_SCOPES[frame.type])
-            answer = await self._do(frame, viewer)
-            if _is_too_large(answer):
-                raise TooLarge(
-                    "The page is over 16 MiB, which no frame may be; get it by HTTP from"
-                    " …/messages?page=N."
-                )
-            return answer
-        except FrameError as unreadable:
-            return error_reply(unreadable.error, unreadable.ref)
-        except RequestError as error:
-            return error_reply(error, ref)
-        except Exception:
-            return error_reply(self._logged("a frame failed, answering with an error"), ref)
-
-    async def _do(self, frame: ClientFrame, viewer: Viewer) -> str:
-        service, caller, session = self._context.sessions, self._caller, self.session
-        data, ref = frame.data, frame.ref
-        match frame.type:
-            case "ping":
-                return reply("pong", ref)
-            case "page":
-                fields = shapes.Fields(data)
-                thread = fields.text("thread", max_chars=200) or "main"
-                number = fields.integer("page", required=True) or 0
-                epoch = fields.text("epoch", max_chars=200)
-                page = await service.page(caller, session, thread, number, epoch)
-                return reply("page", ref, page.json_text)
-            case "subscribe":
-                fields = shapes.Fields(data)
-                thread = fields.text("thread", required=True, max_chars=200) or "main"
-                # No checkpoint between this and the sending of `ok`: it has to go first.
-                viewer.subscribe(thread, fields.integer("after_n"))
-                return reply("ok", ref)
-            case "prompt":
-                spec = shapes.prompt(data, shapes.MAX_STREAM_PROMPT_BYTES)
-                _, body = await service.prompt(caller, session, spec)
-            case "answer":
-                body = await service.answer(caller, session, shapes.answer(data))
-            case "interrupt":
-                body = await service.interrupt(
-                    caller, session, cancel_queued=shapes.cancel_queued(data)
-                )
-            case "set":
-                changes = shapes.session_changes(data)
-                if not changes or not changes.keys() <= {"model", "permission_mode"}:
-                    raise Unprocessable("`set` changes `model` or `permission_mode`; send either.")
-                return reply("ok", ref, await service.patch(caller, session, changes))
-            case other:
-                raise AssertionError(f"frames.FRAME_SCOPES knows {other!r} and this does not")
-        return reply("ok", ref, msgspec.json.encode(body).decode())
