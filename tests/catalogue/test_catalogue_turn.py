@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import subprocess
@@ -83,21 +84,26 @@ def test_whoever_has_written_stands_back_for_one_who_waits(
     got, stands_back = threading.Event(), threading.Event()
     pauses: list[float] = []
 
+    def wait_rung(_bell: int | None, _timeout_s: float) -> None:
+        if threading.current_thread() is thread:
+            assert stands_back.wait(LONG_S)  # the one who waits is too slow to win by itself
+        else:
+            os.sched_yield()  # the other has got its turn, and is not over yet
+
     def sleep(seconds: float) -> None:
         if threading.current_thread() is thread:
-            assert stands_back.wait(LONG_S)  # the one who waits polls too seldom to win by itself
-        elif seconds == turn_module._POLL_S:
-            os.sched_yield()  # the other has got its turn, and is not over yet
-        else:
-            pauses.append(seconds)
-            stands_back.set()
-            assert got.wait(LONG_S)
+            os.sched_yield()  # it has not been able to say that it waits
+            return
+        pauses.append(seconds)
+        stands_back.set()
+        assert got.wait(LONG_S)
 
     def wait() -> None:
         with waiting.held(LONG_S):
             got.set()
 
     thread = threading.Thread(target=wait)
+    monkeypatch.setattr(turn_module, "_wait_rung", wait_rung)
     monkeypatch.setattr(turn_module.time, "sleep", sleep)
     monkeypatch.setattr(turn_module, "_STAND_BACK_S", LONG_S)
     for _ in range(2):
@@ -120,6 +126,80 @@ def test_whoever_has_written_stands_back_for_one_who_waits(
     assert len(pauses) == 1
     busy.close()
     waiting.close()
+
+
+def test_whoever_waits_is_rung_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another process, too: the bell is a file."""
+    monkeypatch.setattr(turn_module, "_POLL_S", 10 * LONG_S)
+    path = tmp_path / "db"
+    child, turn = holder(path), FileTurn(path)
+    got = threading.Event()
+
+    def wait() -> None:
+        with turn.held(20 * LONG_S):
+            got.set()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + LONG_S
+    while not _somebody_waits(path):
+        assert time.monotonic() < deadline
+        os.sched_yield()
+    finish(child)
+    assert got.wait(LONG_S)
+    thread.join(LONG_S)
+    turn.close()
+
+
+@pytest.mark.parametrize("there", ["nothing that may be opened", "another file", "nobody rings"])
+def test_without_a_bell_those_who_wait_look_by_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str
+) -> None:
+    path = tmp_path / "db"
+    match there:
+        case "nothing that may be opened":
+            (tmp_path / "db-bell").mkdir()
+        case "another file":
+            (tmp_path / "db-bell").touch()
+        case _:
+            monkeypatch.setattr(turn_module, "_ring", lambda _bell: None)
+    first, second = FileTurn(path), FileTurn(path)
+    waits = threading.Event()
+    got = threading.Event()
+
+    def wait() -> None:
+        waits.set()
+        with second.held(LONG_S):
+            got.set()
+
+    thread = threading.Thread(target=wait)
+    with first.held(0):
+        thread.start()
+        assert waits.wait(LONG_S)
+        while not _somebody_waits(path):
+            os.sched_yield()
+    assert got.wait(LONG_S)
+    thread.join(LONG_S)
+    first.close()
+    second.close()
+
+
+def test_a_bell_that_nobody_hears_does_not_hold_up_who_rings(tmp_path: Path) -> None:
+    turn = FileTurn(tmp_path / "db")
+    with turn.held(0):
+        pass
+    bell = os.open(tmp_path / "db-bell", os.O_RDWR | os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(bell, bytes(4096))
+    descriptor = os.open(tmp_path / "db-wait", os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)  # somebody waits, and stands still
+    for _ in range(3):
+        with turn.held(0):
+            pass
+    os.close(descriptor)
+    os.close(bell)
+    turn.close()
 
 
 def test_whoever_comes_again_after_a_while_stands_back_for_nobody(
