@@ -23,6 +23,7 @@ from holdoverd.handover import transfers
 from holdoverd.handover.duty import Duty
 from holdoverd.handover.siblings import Conversation, Link
 from holdoverd.http.server import Server
+from holdoverd.sessions.owner import OwnedSession
 from holdoverd.sessions.service import Sessions
 
 _OFFER = tuple(
@@ -151,7 +152,7 @@ def _arm_giver(fate: Fate) -> None:
 
 def _arm_taker(fate: Fate) -> None:
     offered, attach = Duty.offered, Server.attach
-    take_ownership, load = sessions_table.take_ownership, Sessions._load
+    take_ownership, begin = sessions_table.take_ownership, OwnedSession.begin
     taking = 0
 
     async def hearing_of(self: Duty, link: Link, packet: Any, coming: Conversation) -> None:
@@ -172,10 +173,10 @@ def _arm_taker(fate: Fate) -> None:
             fate.at("in take", "session")
         return epoch
 
-    async def loading(self: Sessions, session: str) -> Any:
+    def beginning(self: OwnedSession, **how: Any) -> None:
         if taking:
             fate.at("owned", "session")
-        return await load(self, session)
+        begin(self, **how)
 
     take = Sessions.take
 
@@ -192,7 +193,7 @@ def _arm_taker(fate: Fate) -> None:
     Duty.offered = hearing_of  # type: ignore[method-assign]
     Server.attach = attaching  # type: ignore[method-assign]
     sessions_table.take_ownership = owning
-    Sessions._load = loading  # type: ignore[method-assign]
+    OwnedSession.begin = beginning  # type: ignore[method-assign]
     Sessions.take = taken  # type: ignore[method-assign]
 
 

@@ -8,7 +8,9 @@ looked for. What is held is an `OwnedSession`; whose it is, the catalogue decide
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
+import outcome
 import trio
 from sqlalchemy import Connection
 
@@ -44,6 +46,8 @@ follows its original closely; and each one recalled is a row to read before anyb
 
 REST_S = 60.0
 """A session that has rested for so long is kept by the catalogue alone."""
+
+_Loaded: TypeAlias = tuple[sessions_table.LoadedSession, list[str]]
 
 
 class Holding:
@@ -245,10 +249,10 @@ class Holding:
                 log.warning("finishing a purge: %s The next start tries again.", error)
                 return
 
-    async def _load(self, session: str) -> tuple[sessions_table.LoadedSession, list[str]] | None:
+    async def _load(self, session: str) -> _Loaded | None:
         """A session and the uuids of its latest messages, the newest first."""
 
-        def load(cx: Connection) -> tuple[sessions_table.LoadedSession, list[str]] | None:
+        def load(cx: Connection) -> _Loaded | None:
             loaded = sessions_table.load_session(cx, session)
             if loaded is None:
                 return None
@@ -296,24 +300,40 @@ class Holding:
         # changed the epoch. Its viewers wait for every step here.
         expected = willing[1] if willing else (await self._row_of_nobody(session)).owner_epoch
         me.observe("take_ownership")
-        try:
-            epoch = await catalogue.write(
+        read: outcome.Outcome[_Loaded | None] | None = None
+
+        async def read_beside() -> None:
+            nonlocal read
+            read = await outcome.acapture(self._load, session)
+
+        async with trio.open_nursery() as nursery:
+            if willing is not None:
+                # Its giver writes no more, and whoever took it from him, or from us, would have
+                # changed the epoch: what is read meanwhile is what is there once it is ours.
+                nursery.start_soon(read_beside)
+            taken = await outcome.acapture(
+                catalogue.write,
                 lambda cx: sessions_table.take_ownership(
                     cx, session, expected, me.host, me.generation, me.release
-                )
+                ),
             )
+        try:
+            epoch = taken.unwrap()
         except NotOwner as error:
             raise SessionMoved(
                 f"Session {session} was taken by another instance just now; try again."
             ) from error
-        # Only now is what we read ours to go on with: nobody else can change it any more.
+        # Else only now is what we read ours to go on with: nobody can change it any more.
         me.observe("load_session")
-        found = await self._load(session)
+        found = await self._load(session) if read is None else read.unwrap()
         if found is None:
             raise no_session(session)
         loaded, uuids = found
-        if loaded.row.owner_epoch != epoch:
+        row = loaded.row
+        if row.owner_epoch not in ({epoch} if read is None else {expected, epoch}):
             raise SessionMoved(f"Session {session} was taken by another instance; try again.")
+        row.host, row.generation, row.release = me.host, me.generation, me.release
+        row.owner_epoch = epoch
         model = SessionModel(
             loaded.row,
             threads=loaded.threads,
