@@ -260,15 +260,21 @@ class Holding:
 
         return await self._in.catalogue.read(load)
 
+    def held(self, session: str) -> OwnedSession | None:
+        """The session, where it is in our hands already."""
+        found = self._owned.get(session)
+        if found is None or found.lost.is_set():
+            return None
+        self._touched[session] = trio.current_time()
+        return found
+
     async def owned(self, session: str) -> OwnedSession:
         """The session in our hands, adopted if its owner is gone.
 
         Raises NotFound, and Unavailable when another living instance owns it.
         """
         while True:
-            found = self._owned.get(session)
-            if found is not None and not found.lost.is_set():
-                self._touched[session] = trio.current_time()
+            if (found := self.held(session)) is not None:
                 return found
             if self._letting_go:
                 raise Unavailable("This instance is going away; connect again.")

@@ -362,7 +362,9 @@ class Sessions(Making):
     async def attach_viewer(self, caller: Caller, session: str, cursor: ViewerCursor) -> Viewer:
         """Go on watching where another viewer was detached; raises as `open_viewer` does."""
         while True:
-            owned = await self._own(caller, session, write=False)
+            # What is in our hands says itself who may watch it, see `_let_watch`: those who come
+            # with it in a handover wait for no look at the catalogue each.
+            owned = self.held(session) or await self._own(caller, session, write=False)
             if (moving := self._moving.get(session)) is None:
                 break
             await moving.wait()  # its viewers were detached already: nobody would feed this one
