@@ -15,8 +15,9 @@ import trio
 from sqlalchemy import Connection, insert, select, update
 
 from holdoverd.catalogue import postgresql, schema, sessions
+from holdoverd.catalogue.readers import READERS
 from holdoverd.catalogue.records import Change
-from holdoverd.catalogue.store import READERS, Catalogue
+from holdoverd.catalogue.store import Catalogue
 from holdoverd.errors import CatalogueError
 from tests.catalogue.examples import (
     SESSION,

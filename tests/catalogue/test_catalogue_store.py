@@ -18,7 +18,7 @@ import trio.testing
 from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import OperationalError
 
-from holdoverd.catalogue import schema, sessions, store, writer
+from holdoverd.catalogue import readers, schema, sessions, writer
 from holdoverd.catalogue.records import Change
 from holdoverd.catalogue.store import Catalogue
 from holdoverd.errors import CatalogueError, Conflict, Internal, NotFound
@@ -142,7 +142,7 @@ async def test_a_failed_read_leaves_the_reader_usable(catalogue: Catalogue) -> N
         keys(cx)
         raise NotFound("nothing here")
 
-    for _ in range(store.READERS * 3):
+    for _ in range(readers.READERS * 3):
         with pytest.raises(NotFound):
             await catalogue.read(fails)
     assert await catalogue.read(keys) == []
@@ -311,10 +311,10 @@ async def test_writes_beyond_the_queue_are_refused_and_the_others_stored(
 async def test_reads_beyond_the_bound_are_refused(
     catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "MAX_WAITING_READS", 3)
+    monkeypatch.setattr(readers, "MAX_WAITING_READS", 3)
     go_on = threading.Event()
     async with trio.open_nursery() as nursery:
-        for _ in range(store.READERS + 3):
+        for _ in range(readers.READERS + 3):
             nursery.start_soon(catalogue.read, lambda _cx: go_on.wait(LONG_S))
         await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(CatalogueError, match="busy: 3 reads are waiting"):
@@ -323,7 +323,58 @@ async def test_reads_beyond_the_bound_are_refused(
     assert await catalogue.read(keys) == []
 
 
+async def test_reads_in_turn_are_one_threads(catalogue: Catalogue) -> None:
+    names = {await catalogue.read(lambda _cx: threading.current_thread().name) for _ in range(20)}
+    assert len(names) == 1
+
+
 # --- cancellation ---
+
+
+async def test_a_read_that_waits_is_forgotten_with_its_caller(catalogue: Catalogue) -> None:
+    ran: list[str] = []
+    go_on = threading.Event()
+    async with trio.open_nursery() as nursery:
+        for _ in range(readers.READERS):
+            nursery.start_soon(catalogue.read, lambda _cx: go_on.wait(LONG_S))
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.move_on_after(0):
+            await catalogue.read(lambda _cx: ran.append("cancelled before"))
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as waiting:
+                waiting.start_soon(catalogue.read, lambda _cx: ran.append("cancelled waiting"))
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel()
+        nursery.start_soon(catalogue.read, lambda _cx: ran.append("not cancelled"))
+        await trio.testing.wait_all_tasks_blocked()
+        go_on.set()
+    assert ran == ["not cancelled"]
+
+
+async def test_a_read_under_way_is_waited_for_though_its_caller_is_cancelled(
+    catalogue: Catalogue,
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    results: list[str] = []
+
+    def slow(_cx: Connection) -> str:
+        began.set()
+        assert go_on.wait(LONG_S)
+        return "read"
+
+    async def cancelled() -> None:
+        with trio.CancelScope() as own:
+            nursery.start_soon(cancel_once_begun, own)
+            results.append(await catalogue.read(slow))
+
+    async def cancel_once_begun(scope: trio.CancelScope) -> None:
+        await trio.to_thread.run_sync(began.wait)
+        scope.cancel()
+        go_on.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cancelled)
+    assert results == ["read"]
 
 
 async def test_a_write_once_queued_completes_though_its_caller_is_cancelled(
@@ -373,6 +424,28 @@ async def test_closing_stores_what_is_queued(url: str) -> None:
     again = Catalogue.open(url)
     assert await again.read(keys) == ["a", "b"]
     again.close()
+
+
+async def test_closing_waits_for_the_reads_under_way(url: str) -> None:
+    catalogue = Catalogue.open(url)
+    began, go_on = threading.Event(), threading.Event()
+    found: list[list[str]] = []
+
+    def slow(cx: Connection) -> list[str]:
+        began.set()
+        assert go_on.wait(LONG_S)
+        return keys(cx)
+
+    async def read() -> None:
+        found.append(await catalogue.read(slow))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await trio.to_thread.run_sync(began.wait)
+        nursery.start_soon(trio.to_thread.run_sync, catalogue.close)
+        await trio.testing.wait_all_tasks_blocked()
+        go_on.set()
+    assert found == [[]]
 
 
 async def test_a_closed_catalogue_says_so(url: str) -> None:

@@ -93,11 +93,9 @@ class Yard:
 
     def read(self, fn: Callable[[Connection], T]) -> T:
         """Looked at often, and so without a turn to write: that is the workers'."""
-        with self._readers.connect() as cx, cx.begin() as snapshot:
-            try:
-                return fn(cx)
-            finally:
-                snapshot.rollback()
+        with self._readers.connect() as cx:
+            self._dialect.begin_snapshot(cx)
+            return fn(cx)  # and what is given back to the pool is rolled back
 
     def submit(self, processor: str, *files: str, **fields: object) -> str:
         job = new_job(processor, files, **fields)

@@ -60,7 +60,14 @@ class Dialect(ABC):
 
     @abstractmethod
     def reader_engine(self, size: int) -> Engine:
-        """An engine of up to `size` connections that cannot write; a transaction is a snapshot."""
+        """An engine of up to `size` connections that cannot write."""
+
+    @abstractmethod
+    def begin_snapshot(self, cx: Connection) -> None:
+        """See from now on, on a connection of `reader_engine`, what is committed now or a little later.
+
+        A rollback ends it.
+        """
 
     @abstractmethod
     def migration_engine(self) -> Engine:
@@ -232,11 +239,12 @@ class SQLiteDialect(Dialect):
         def configure(connection: sqlite3.Connection, _record: object) -> None:
             _pragmas(connection, "query_only=ON")
 
-        @event.listens_for(engine, "begin")
-        def begin(connection: Connection) -> None:
-            connection.exec_driver_sql("BEGIN")
-
         return engine
+
+    def begin_snapshot(self, cx: Connection) -> None:
+        # Past Core, which takes longer to begin than most reads to run.
+        driver: Any = cx.connection.dbapi_connection
+        driver.execute("BEGIN").close()
 
     def _engine(self, **options: Any) -> Engine:
         engine = create_engine(

@@ -106,6 +106,9 @@ class PostgreSQLDialect(Dialect):
             max_overflow=0,
         )
 
+    def begin_snapshot(self, cx: Connection) -> None:
+        """The driver begins with the first statement."""
+
     def migration_engine(self) -> Engine:
         # READ COMMITTED: what is seen is what there is once the lock has been waited for.
         engine = self._engine(

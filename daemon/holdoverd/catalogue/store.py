@@ -1,6 +1,5 @@
 """The catalogue as the daemon sees it: one writer thread with group commit, a few readers."""
 
-import contextlib
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -10,15 +9,11 @@ from sqlalchemy import Connection, Engine
 from holdoverd.catalogue.dialect import Dialect, dialect_for
 from holdoverd.catalogue.hints import Hints
 from holdoverd.catalogue.migrate import migrate
+from holdoverd.catalogue.readers import Readers
 from holdoverd.catalogue.writer import Writer
-from holdoverd.errors import CatalogueError
 from holdoverd.metrics.counts import WriterCounts
 
 T = TypeVar("T")
-
-READERS = 4
-# Reads that may wait for one of the readers; beyond, "busy" at once is the better answer.
-MAX_WAITING_READS = 10_000
 
 
 class Catalogue:
@@ -36,8 +31,7 @@ class Catalogue:
         self._beside: Writer | None = None
         self._alone: Engine | None = None
         self._alone_turn = trio.CapacityLimiter(1)
-        self._readers: Engine = dialect.reader_engine(READERS)
-        self._limiter = trio.CapacityLimiter(READERS)
+        self._readers = Readers(dialect)
         self._closed = False
 
     @classmethod
@@ -112,11 +106,8 @@ class Catalogue:
         Raises CatalogueError when the database cannot be read, or when too many reads wait. Not
         cancelled in the middle: `fn` should be bounded.
         """
-        if self._limiter.statistics().tasks_waiting >= MAX_WAITING_READS:
-            raise CatalogueError(
-                f"The catalogue is busy: {MAX_WAITING_READS} reads are waiting. Try again shortly."
-            )
-        return await trio.to_thread.run_sync(self._read, fn, limiter=self._limiter)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return await self._readers.submit(fn)
 
     @property
     def counts(self) -> WriterCounts:
@@ -133,12 +124,12 @@ class Catalogue:
         if self._closed:
             return
         self._closed = True
+        self._readers.close()
         self._writer.close()
         if self._beside is not None and self._beside is not self._writer:
             self._beside.close()
         if self._alone is not None:
             self._alone.dispose()
-        self._readers.dispose()
         self._dialect.close()
 
     def _write_alone(self, engine: Engine, fn: Callable[[Connection], T]) -> T:
@@ -155,43 +146,3 @@ class Catalogue:
             if translated is error:
                 raise
             raise translated from error
-
-    def _read(self, fn: Callable[[Connection], T]) -> T:
-        if self._closed:
-            raise CatalogueError("The catalogue is closed: this instance is going away. Reconnect.")
-        try:
-            # Connections that waited in the pool have died together, most likely, with a database
-            # that is back by now: each can disappoint once.
-            for _ in range(READERS):
-                with contextlib.suppress(_Lost):
-                    return self._read_once(fn)
-            return self._read_once(fn)
-        except Exception as error:
-            cause = error.__cause__ if isinstance(error, _Lost) else error
-            assert isinstance(cause, Exception), "what lost the connection was an error"
-            translated = self._dialect.translate(cause)
-            if translated is error:
-                raise
-            raise translated from cause
-
-    def _read_once(self, fn: Callable[[Connection], T]) -> T:
-        """Raises _Lost where a connection that was there is gone."""
-        with self._readers.connect() as cx:
-            try:
-                with cx.begin() as snapshot:
-                    try:
-                        return fn(cx)
-                    except Exception as error:
-                        if self._dialect.lost(error):
-                            cx.invalidate()  # or its rollback would be a second error
-                        raise
-                    finally:
-                        snapshot.rollback()  # nothing to keep; says so plainly
-            except Exception as error:
-                if self._dialect.lost(error):
-                    raise _Lost from error
-                raise
-
-
-class _Lost(Exception):
-    """The connection of a read broke; the read itself may be repeated."""
