@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import psycopg
 
-from holdoverd.catalogue import changes, instances, messages
+from holdoverd.catalogue import changes, instances, messages, rows, sessions, tokens
 from holdoverd.catalogue.statements import Insertion, Statement
 
 
@@ -40,7 +40,7 @@ class Driver:
 
 
 def statements() -> Iterator[tuple[str, Statement]]:
-    for module in (changes, instances, messages):
+    for module in (changes, instances, messages, rows, sessions, tokens):
         for name, value in vars(module).items():
             if isinstance(value, Statement):
                 yield f"{module.__name__}.{name}", value
@@ -49,6 +49,17 @@ def statements() -> Iterator[tuple[str, Statement]]:
                     yield f"{module.__name__}.{name} of {size}", statement
     for keys, with_messages in ((("title", "state"), True), (("last_seq",), False)):
         yield "changes._fenced_update", changes._fenced_update(keys, with_messages)
+    everything = (
+        "owner",
+        "state",
+        "agent",
+        "contains",
+        "begins",
+        "before_at",
+        "before_id",
+        "count",
+    )
+    yield "sessions._listing", sessions._listing(everything)
 
 
 STATEMENTS = list(statements())

@@ -3,7 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import Connection, Select, select
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, literal_column, select
 
 from holdoverd.catalogue import schema
 from holdoverd.catalogue.records import (
@@ -14,6 +14,7 @@ from holdoverd.catalogue.records import (
     SessionRow,
     ThreadRow,
 )
+from holdoverd.catalogue.statements import Statement
 
 
 def column_names(record: type) -> tuple[str, ...]:
@@ -34,10 +35,18 @@ def select_sessions() -> Select[Any]:
     return select(*(schema.sessions.c[name] for name in SESSION_COLUMNS))
 
 
+def not_purged() -> ColumnElement[bool]:
+    """Sessions that readers may see, for a `Statement`: the state is part of its text."""
+    return schema.sessions.c.state != literal_column(f"'{schema.PURGED}'")
+
+
+_SESSION = Statement(
+    ("id",),
+    lambda _dialect: select_sessions().where(schema.sessions.c.id == bindparam("id"), not_purged()),
+)
+
+
 def session_row(cx: Connection, session_id: str) -> SessionRow | None:
     """The session's own row alone."""
-    table = schema.sessions
-    found = cx.execute(
-        select_sessions().where(table.c.id == session_id, table.c.state != schema.PURGED)
-    ).first()
-    return None if found is None else SessionRow(*found)
+    found = _SESSION.rows(cx, (session_id,))
+    return SessionRow(*found[0]) if found else None

@@ -6,16 +6,25 @@ Every write on behalf of a session carries the `owner_epoch` its owner holds it 
 
 import base64
 import binascii
+import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Integer,
+    Select,
+    Table,
     and_,
+    bindparam,
     false,
     func,
     literal,
+    literal_column,
     or_,
     select,
     tuple_,
@@ -44,9 +53,11 @@ from holdoverd.catalogue.rows import (
     PERMISSION_COLUMNS,
     PROMPT_COLUMNS,
     THREAD_COLUMNS,
+    not_purged,
     select_sessions,
     session_row,
 )
+from holdoverd.catalogue.statements import Statement, each_of
 from holdoverd.errors import BadRequest
 
 __all__ = [
@@ -249,40 +260,70 @@ def list_sessions(
     changes while somebody pages moves to the top, where the next listing shows it. `q` is looked
     for in title and cwd, and as the beginning of an id. Raises BadRequest for a foreign cursor.
     """
-    table = schema.sessions
-    query = select_sessions().where(table.c.state != schema.PURGED)
-    if owner is not None:
-        query = query.where(or_(table.c.owner == owner, table.c.share.is_not(None)))
-    if state is not None:
-        query = query.where(table.c.state == state)
-    if agent is not None:
-        query = query.where(table.c.agent == agent)
-    if q:
-        query = query.where(
-            or_(
-                table.c.title.icontains(q, autoescape=True),
-                table.c.cwd.icontains(q, autoescape=True),
-                table.c.id.startswith(q, autoescape=True),
-            )
-        )
-    if cursor is not None:
-        query = query.where(tuple_(table.c.updated_at, table.c.id) < tuple_(*_cursor_key(cursor)))
     limit = max(1, min(limit, MAX_LIST))
-    found = [
-        SessionRow(*row)
-        for row in cx.execute(
-            query.order_by(table.c.updated_at.desc(), table.c.id.desc()).limit(limit + 1)
-        )
-    ]
+    values: dict[str, object] = {}
+    if owner is not None:
+        values["owner"] = owner
+    if state is not None:
+        values["state"] = state
+    if agent is not None:
+        values["agent"] = agent
+    if q:
+        escaped = _LIKE_SPECIAL.sub(r"/\g<0>", q)
+        values |= {"contains": f"%{escaped}%", "begins": f"{escaped}%"}
+    if cursor is not None:
+        values["before_at"], values["before_id"] = _cursor_key(cursor)
+    listing = _listing((*values, "count"))
+    found = [SessionRow(*row) for row in listing.rows(cx, (*values.values(), limit + 1))]
     if len(found) <= limit:
         return found, None
     return found[:limit], _cursor(found[limit - 1])
 
 
+# What LIKE does not take as it stands; "/" is the escape character.
+_LIKE_SPECIAL = re.compile("[%_/]")
+
+
+@cache
+def _listing(keys: tuple[str, ...]) -> Statement:
+    """A page of sessions by the conditions that `keys` name, of which there are a few dozen at most."""
+    table = schema.sessions
+
+    def build(_dialect: str) -> Select[Any]:
+        query = select_sessions().where(not_purged())
+        if "owner" in keys:
+            query = query.where(
+                or_(table.c.owner == bindparam("owner"), table.c.share.is_not(None))
+            )
+        if "state" in keys:
+            query = query.where(table.c.state == bindparam("state"))
+        if "agent" in keys:
+            query = query.where(table.c.agent == bindparam("agent"))
+        if "contains" in keys:
+            query = query.where(
+                or_(
+                    table.c.title.ilike(bindparam("contains"), escape="/"),
+                    table.c.cwd.ilike(bindparam("contains"), escape="/"),
+                    table.c.id.like(bindparam("begins"), escape="/"),
+                )
+            )
+        if "before_at" in keys:
+            last = tuple_(bindparam("before_at"), bindparam("before_id"))
+            query = query.where(tuple_(table.c.updated_at, table.c.id) < last)
+        newest_first = query.order_by(table.c.updated_at.desc(), table.c.id.desc())
+        # Core would have SQLite's OFFSET, which goes with every LIMIT, be one more parameter.
+        return newest_first.limit(bindparam("count")).offset(literal_column("0", Integer))
+
+    return Statement(keys, build)
+
+
 def session_view_rows(cx: Connection, rows: Sequence[SessionRow]) -> list[SessionView]:
     """The sessions as the wire shows them, in the order of `rows`; three queries however many."""
     ids = [row.id for row in rows]
-    threads, pending, queued = _threads(cx, ids), _open_permissions(cx, ids), _queued(cx, ids)
+    threads, pending = _threads(cx, ids), _open_permissions(cx, ids)
+    queued: dict[str, list[str]] = {session_id: [] for session_id in ids}
+    for session_id, prompt_id in _QUEUED.rows(cx, (json.dumps(ids),)):
+        queued[session_id].append(prompt_id)
     return [SessionView(row, threads[row.id], pending[row.id], queued[row.id]) for row in rows]
 
 
@@ -329,39 +370,37 @@ def states(cx: Connection, host: str, generation: int) -> dict[str, int]:
     return {str(state): int(count) for state, count in found}
 
 
+def _of_sessions(
+    table: Table, columns: Sequence[str], *, state: str | None = None, order: str
+) -> Statement:
+    """The rows of some sessions, whose ids are given as a JSON array: ``(session, *columns)``."""
+
+    def build(dialect: str) -> Select[Any]:
+        query = select(table.c.session, *(table.c[name] for name in columns))
+        query = query.where(table.c.session.in_(each_of(dialect, "sessions")))
+        if state is not None:
+            query = query.where(table.c.state == literal_column(f"'{state}'"))
+        return query.order_by(table.c.session, table.c[order])
+
+    return Statement(("sessions",), build)
+
+
+_THREADS = _of_sessions(schema.threads, THREAD_COLUMNS, order="position")
+_OPEN_PERMISSIONS = _of_sessions(schema.permissions, PERMISSION_COLUMNS, state="open", order="seq")
+_QUEUED = _of_sessions(schema.prompts, ("id",), state="queued", order="seq")
+
+
 def _threads(cx: Connection, ids: Sequence[str]) -> dict[str, list[ThreadRow]]:
-    table = schema.threads
     found: dict[str, list[ThreadRow]] = {session_id: [] for session_id in ids}
-    for session_id, *row in cx.execute(
-        select(table.c.session, *(table.c[name] for name in THREAD_COLUMNS))
-        .where(table.c.session.in_(ids))
-        .order_by(table.c.session, table.c.position)
-    ):
+    for session_id, *row in _THREADS.rows(cx, (json.dumps(ids),)):
         found[session_id].append(ThreadRow(*row))
     return found
 
 
 def _open_permissions(cx: Connection, ids: Sequence[str]) -> dict[str, list[PermissionRow]]:
-    table = schema.permissions
     found: dict[str, list[PermissionRow]] = {session_id: [] for session_id in ids}
-    for session_id, *row in cx.execute(
-        select(table.c.session, *(table.c[name] for name in PERMISSION_COLUMNS))
-        .where(table.c.session.in_(ids), table.c.state == "open")
-        .order_by(table.c.session, table.c.seq)
-    ):
+    for session_id, *row in _OPEN_PERMISSIONS.rows(cx, (json.dumps(ids),)):
         found[session_id].append(PermissionRow(*row))
-    return found
-
-
-def _queued(cx: Connection, ids: Sequence[str]) -> dict[str, list[str]]:
-    table = schema.prompts
-    found: dict[str, list[str]] = {session_id: [] for session_id in ids}
-    for session_id, prompt_id in cx.execute(
-        select(table.c.session, table.c.id)
-        .where(table.c.session.in_(ids), table.c.state == "queued")
-        .order_by(table.c.session, table.c.seq)
-    ):
-        found[session_id].append(prompt_id)
     return found
 
 

@@ -14,13 +14,19 @@ from itertools import chain
 from typing import Any
 
 from sqlalchemy import (
+    JSON,
     BindParameter,
     ClauseElement,
     ColumnElement,
     Connection,
+    Select,
     Table,
+    Text,
     bindparam,
+    cast,
+    func,
     insert,
+    select,
 )
 from sqlalchemy.engine.interfaces import DBAPICursor
 
@@ -116,6 +122,15 @@ class Statement:
 def values(keys: Sequence[str]) -> dict[str, BindParameter[Any]]:
     """What INSERT and UPDATE of the named columns bind: parameters of the same names."""
     return {key: bindparam(key, unique=False) for key in keys}
+
+
+def each_of(dialect: str, key: str) -> Select[Any]:
+    """The texts of the JSON array that the parameter `key` holds: an IN of any length, in one text."""
+    if dialect == "postgresql":
+        array = func.json_array_elements_text(cast(bindparam(key, type_=Text), JSON))
+    else:
+        array = func.json_each(bindparam(key))
+    return select(array.table_valued("value").c.value)
 
 
 def inserting(table: Table, keys: Sequence[str]) -> Statement:
