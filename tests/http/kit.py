@@ -15,6 +15,7 @@ from typing import Any, Literal
 import h11
 import trio
 import trio.testing
+from sqlalchemy import Connection
 from trio_websocket import WebSocketConnection, wrap_client_stream
 
 from holdoverd.callers import Caller
@@ -105,6 +106,9 @@ class FakeSessions:
     page_text: str = '{"thread":"main","page":0,"sealed":true,"epoch":"e1","messages":[]}'
 
     async def _call(self, name: str, caller: Caller, *arguments: object) -> None:
+        self._note(name, caller, *arguments)
+
+    def _note(self, name: str, caller: Caller, *arguments: object) -> None:
         self.calls.append((name, caller.owner, *arguments))
         if self.fail is not None:
             raise self.fail
@@ -121,13 +125,13 @@ class FakeSessions:
         self.sessions[str(session["id"])] = session
         return json.dumps(session)
 
-    async def list_sessions(self, caller: Caller, **query: object) -> str:
-        await self._call("list", caller, query)
+    def list_sessions(self, _cx: Connection, caller: Caller, **query: object) -> str:
+        self._note("list", caller, query)
         items = [s for s in self.sessions.values() if caller.admin or s["owner"] == caller.owner]
         return json.dumps({"items": items, "next": None})
 
-    async def get(self, caller: Caller, session: str) -> str:
-        await self._call("get", caller, session)
+    def get(self, _cx: Connection, caller: Caller, session: str) -> str:
+        self._note("get", caller, session)
         return json.dumps(self._find(caller, session))
 
     async def patch(self, caller: Caller, session: str, changes: dict[str, object]) -> str:

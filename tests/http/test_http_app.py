@@ -113,15 +113,23 @@ async def test_with_the_cookie_a_foreign_or_missing_origin_is_refused_where_it_m
     assert (await doors.ask("GET", "/v1/sessions/x/stream", **cookie, **upgrade)).status == 403
 
 
-async def test_a_catalogue_that_fails_is_a_503(catalogue: Catalogue) -> None:
-    class Failing(Context):
-        async def authenticate(self, token: str) -> Any:
-            raise CatalogueError("The disk is full; free some space.")
+@pytest.mark.parametrize("path", ["/v1/sessions", "/v1/sessions/x/messages?page=0"])
+async def test_a_catalogue_that_fails_is_a_503(
+    doors: Doors, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    async def read(_fn: object) -> None:
+        raise CatalogueError("The disk is full; free some space.")
 
-    async with open_doors(catalogue) as doors:
-        doors.context.__class__ = Failing
-        answer = await doors.ask("GET", "/v1/sessions", **bearer("hold_x"))
-        assert (answer.status, answer.code) == (503, "unavailable")
+    monkeypatch.setattr(doors.context.catalogue, "read", read)
+    answer = await doors.ask("GET", path, **bearer("hold_x"))
+    assert (answer.status, answer.code) == (503, "unavailable")
+
+
+async def test_who_sends_a_body_hears_first_whether_he_may(doors: Doors) -> None:
+    answer = await doors.ask(
+        "GET", "/v1/sessions", **bearer("hold_wrong"), **{"Content-Length": "9999999999"}
+    )
+    assert answer.status == 401
 
 
 # --- the front page --------------------------------------------------------------------------

@@ -61,7 +61,9 @@ class House:
         return json.loads(await self.sessions.create(ADMIN, {"cwd": str(self.folder), **spec}))
 
     async def view(self, session: str) -> Any:
-        return json.loads(await self.sessions.get(ADMIN, session))
+        return json.loads(
+            await self.catalogue.read(lambda cx: self.sessions.get(cx, ADMIN, session))
+        )
 
     async def owned(self, session: str) -> OwnedSession:
         return await self.sessions.owned(session)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from sqlalchemy import Connection
 
 from holdoverd.agents.presets import AgentSettings
 from holdoverd.callers import Caller
@@ -69,8 +70,9 @@ class Trap:
 
 
 class Owner:
-    def __init__(self, sessions: Sessions, trap: Trap) -> None:
+    def __init__(self, sessions: Sessions, catalogue: Catalogue, trap: Trap) -> None:
         self._sessions = sessions
+        self._catalogue = catalogue
         self._trap = trap
 
     async def obey(self, command: dict[str, Any]) -> None:
@@ -102,13 +104,16 @@ class Owner:
         await self._sessions.end(CALLER, session, False)
 
     async def view(self, session: str) -> Any:
-        return json.loads(await self._sessions.get(CALLER, session))
+        def read(cx: Connection) -> str:
+            return self._sessions.get(cx, CALLER, session)
+
+        return json.loads(await self._catalogue.read(read))
 
     async def list(self) -> Any:
-        return [
-            s["id"]
-            for s in json.loads(await self._sessions.list_sessions(CALLER, limit=500))["items"]
-        ]
+        def read(cx: Connection) -> str:
+            return self._sessions.list_sessions(cx, CALLER, limit=500)
+
+        return [one["id"] for one in json.loads(await self._catalogue.read(read))["items"]]
 
     async def tidy(self) -> None:
         await self._sessions._clean_up()
@@ -142,7 +147,7 @@ async def run(folder: Path, generation: int, live: set[int]) -> None:
             Limits(1000, "demo"),
             lambda: live,
         )
-        owner = Owner(sessions, trap)
+        owner = Owner(sessions, catalogue, trap)
         say(id=0, ok="ready")
         rest = b""
         async for chunk in trio.lowlevel.FdStream(os.dup(0)):

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import Connection
 
 from holdoverd.errors import Conflict, Unprocessable
 from tests.keeper.test_history import record, write
@@ -48,7 +49,10 @@ async def log(house: House, session: str) -> list[Any]:
 
 
 async def none_stored(house: House) -> bool:
-    return json.loads(await house.sessions.list_sessions(ADMIN))["items"] == []
+    def read(cx: Connection) -> str:
+        return house.sessions.list_sessions(cx, ADMIN)
+
+    return json.loads(await house.catalogue.read(read))["items"] == []
 
 
 async def test_a_repository_is_in_the_workspace_before_the_agent_is(

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import msgspec
 import trio
+from sqlalchemy import Connection
 
 from holdoverd import errors
 from holdoverd.callers import Caller
@@ -180,8 +181,9 @@ class RoutedSessions:
 
     # -- reading ----------------------------------------------------------------------------------
 
-    async def list_sessions(
+    def list_sessions(
         self,
+        cx: Connection,
         caller: Caller,
         *,
         state: str | None,
@@ -190,12 +192,12 @@ class RoutedSessions:
         limit: int,
         cursor: str | None,
     ) -> str:
-        return await self._local.list_sessions(
-            caller, state=state, q=q, agent=agent, limit=limit, cursor=cursor
+        return self._local.list_sessions(
+            cx, caller, state=state, q=q, agent=agent, limit=limit, cursor=cursor
         )
 
-    async def get(self, caller: Caller, session: str) -> str:
-        return await self._local.get(caller, session)
+    def get(self, cx: Connection, caller: Caller, session: str) -> str:
+        return self._local.get(cx, caller, session)
 
     async def page(
         self, caller: Caller, session: str, thread: str, page: int, epoch: str | None

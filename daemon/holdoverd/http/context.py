@@ -60,12 +60,15 @@ class Viewer(Protocol):
 class SessionService(Protocol):
     """What sessions offer to the doors. Each raises RequestErrors; texts are JSON, ready to send.
 
+    What has a Connection is run in a thread of the catalogue's, and leaves all else alone.
+
     Shapes were checked before; existence, ownership and share are the service's to decide.
     """
 
     async def create(self, caller: Caller, spec: Json) -> str: ...
-    async def list_sessions(
+    def list_sessions(
         self,
+        cx: Connection,
         caller: Caller,
         *,
         state: str | None,
@@ -74,7 +77,7 @@ class SessionService(Protocol):
         limit: int,
         cursor: str | None,
     ) -> str: ...
-    async def get(self, caller: Caller, session: str) -> str: ...
+    def get(self, cx: Connection, caller: Caller, session: str) -> str: ...
     async def patch(self, caller: Caller, session: str, changes: Json) -> str: ...
     async def end(self, caller: Caller, session: str, *, purge: bool) -> None: ...
     async def prompt(self, caller: Caller, session: str, prompt: Json) -> tuple[int, Json]: ...
@@ -241,6 +244,12 @@ class Context:
 
         An admin who names nobody makes it for the default owner, by whatever token it came.
         """
+        if not caller.admin and owner in (None, caller.owner):
+            return caller
+        return await self.catalogue.read(lambda cx: self.acting_for_in(cx, caller, owner))
+
+    def acting_for_in(self, cx: Connection, caller: Caller, owner: str | None) -> Caller:
+        """As `acting_for`, in a thread of the catalogue's."""
         if not caller.admin:
             if owner not in (None, caller.owner):
                 raise Forbidden(
@@ -249,7 +258,7 @@ class Context:
                 )
             return caller
         wanted = owner or DEFAULT_OWNER
-        account = await self.catalogue.read(lambda cx: tokens.owner_account(cx, wanted))
+        account = tokens.owner_account(cx, wanted)
         if account is None:
             if wanted != DEFAULT_OWNER:
                 raise Unprocessable(

@@ -16,3 +16,10 @@ def may_write(caller: Caller, row: SessionRow) -> bool:
 def no_session(session: str) -> NotFound:
     """As for one that is not there: what somebody may not see is not told to be there."""
     return NotFound(f"No session {session[:64]!r}; `holdover session ls` lists yours.")
+
+
+def seen(caller: Caller, session: str, row: SessionRow | None) -> SessionRow:
+    """The session's row, if there is one that `caller` may see. Raises NotFound."""
+    if row is None or not may_see(caller, row):
+        raise no_session(session)
+    return row

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import trio
+from sqlalchemy import Connection
 
 from holdoverd.agents import host_frames
 from holdoverd.agents.presets import check_model
@@ -29,7 +30,7 @@ from holdoverd.sessions.prompts import (
     accept_prompt,
     check_prompt,
 )
-from holdoverd.sessions.rights import may_see, may_write, no_session
+from holdoverd.sessions.rights import may_see, may_write, no_session, seen
 from holdoverd.sessions.viewer import CLOSE_UNSHARED, Viewer, ViewerCursor
 from holdoverd.sessions.wire import dumps, message_json, session_view
 
@@ -58,9 +59,8 @@ class Sessions(Making):
 
     async def _row(self, caller: Caller, session: str, *, write: bool) -> SessionRow:
         """The session if `caller` may do that. Raises NotFound or Forbidden."""
-        row = await self._in.catalogue.read(lambda cx: sessions_table.session_row(cx, session))
-        if row is None or not may_see(caller, row):
-            raise no_session(session)
+        found = await self._in.catalogue.read(lambda cx: sessions_table.session_row(cx, session))
+        row = seen(caller, session, found)
         if write and not may_write(caller, row):
             raise Forbidden(f"Session {session} is shared with you for reading only.")
         return row
@@ -75,8 +75,9 @@ class Sessions(Making):
 
     # -- looking and changing ---------------------------------------------------------------------
 
-    async def list_sessions(
+    def list_sessions(
         self,
+        cx: Connection,
         caller: Caller,
         *,
         state: str | None = None,
@@ -85,28 +86,22 @@ class Sessions(Making):
         limit: int = 50,
         cursor: str | None = None,
     ) -> str:
+        """A page of those `caller` may see; in a thread of the catalogue's."""
         owner = None if caller.admin else caller.owner
+        rows, following = sessions_table.list_sessions(
+            cx, owner=owner, state=state, q=q, agent=agent, limit=limit, cursor=cursor
+        )
+        items = [
+            session_view(v.row, v.threads, v.pending, v.queued)
+            for v in sessions_table.session_view_rows(cx, rows)
+        ]
+        return dumps({"items": items, "next": following})
 
-        def read(cx: Any) -> str:
-            rows, following = sessions_table.list_sessions(
-                cx, owner=owner, state=state, q=q, agent=agent, limit=limit, cursor=cursor
-            )
-            items = [
-                session_view(v.row, v.threads, v.pending, v.queued)
-                for v in sessions_table.session_view_rows(cx, rows)
-            ]
-            return dumps({"items": items, "next": following})
-
-        return await self._in.catalogue.read(read)
-
-    async def get(self, caller: Caller, session: str) -> str:
-        row = await self._row(caller, session, write=False)
-
-        def read(cx: Any) -> str:
-            (view,) = sessions_table.session_view_rows(cx, [row])
-            return dumps(session_view(view.row, view.threads, view.pending, view.queued))
-
-        return await self._in.catalogue.read(read)
+    def get(self, cx: Connection, caller: Caller, session: str) -> str:
+        """One session, if `caller` may see it; in a thread of the catalogue's."""
+        row = sessions_table.session_row(cx, session)
+        (view,) = sessions_table.session_view_rows(cx, [seen(caller, session, row)])
+        return dumps(session_view(view.row, view.threads, view.pending, view.queued))
 
     async def patch(self, caller: Caller, session: str, changes: dict[str, Any]) -> str:
         """Set title, model, permission_mode or share; the agent is told of what concerns it."""

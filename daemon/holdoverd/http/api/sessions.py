@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from sqlalchemy import Connection
+
 from holdoverd.errors import BadRequest, Forbidden
 from holdoverd.http import shapes
 from holdoverd.http.context import Context
@@ -43,13 +45,14 @@ async def adopt(context: Context, request: Request) -> Response:
     return raw_json(await context.sessions.create(caller, spec), 201)
 
 
-async def list_all(context: Context, request: Request) -> Response:
+def list_all(context: Context, request: Request, cx: Connection) -> Response:
     query = request.query
     caller = request.caller
     if (owner := shapes.owner(query)) is not None:
         # An admin who names an owner sees what that owner sees.
-        caller = replace(await context.acting_for(caller, owner), admin=False)
-    text = await context.sessions.list_sessions(
+        caller = replace(context.acting_for_in(cx, caller, owner), admin=False)
+    text = context.sessions.list_sessions(
+        cx,
         caller,
         state=shapes.query_choice(query, "state", shapes.STATES),
         q=shapes.query_text(query, "q"),
@@ -60,8 +63,8 @@ async def list_all(context: Context, request: Request) -> Response:
     return raw_json(text)
 
 
-async def show(context: Context, request: Request) -> Response:
-    return raw_json(await context.sessions.get(request.caller, request.params["id"]))
+def show(context: Context, request: Request, cx: Connection) -> Response:
+    return raw_json(context.sessions.get(cx, request.caller, request.params["id"]))
 
 
 async def patch(context: Context, request: Request) -> Response:
