@@ -4,6 +4,7 @@ What is refused raises. Whoever asks takes a save point before (`SessionModel.sa
 back to it where an act was refused half-way, or could not be stored.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from holdoverd.agents import host_frames
@@ -132,7 +133,7 @@ def answer(
     return permission
 
 
-def set_columns(model: SessionModel, step: Step, **columns: Any) -> None:
+def set_columns(model: SessionModel, step: Step, columns: Mapping[str, Any]) -> None:
     """Title, model, permission mode or share, as a person set it."""
     for name, value in columns.items():
         if getattr(model.row, name) != value:

@@ -122,7 +122,7 @@ class Sessions(Making):
 
         def change(step: Step) -> None:
             owned.check_room(MAX_COMMANDS_WAITING)
-            acts.set_columns(model, step, **changes)
+            acts.set_columns(model, step, changes)
             if owned.takes_commands:
                 for line in lines:
                     model.control(step, line)
