@@ -197,6 +197,7 @@ async def run(
             nursery.start_soon(files.sweeper.run)
             carrier = Carrier(
                 files.files,
+                files.uploads,
                 paths.agents,
                 settings.sessions.roots,
                 host_name(),

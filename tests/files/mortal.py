@@ -13,7 +13,9 @@ import trio
 
 from holdoverd.callers import Caller
 from holdoverd.catalogue.store import Catalogue
-from holdoverd.files.service import AsCaller, Files, NewFile
+from holdoverd.files.service import Files
+from holdoverd.files.uploads import NewFile, Uploads
+from holdoverd.files.who import AsCaller
 from holdoverd.storage.client import Store
 from tests.files.put import send
 from tests.files.weed import KEYS, storage_settings
@@ -51,7 +53,8 @@ def main(endpoint: str, bucket: str, url: str, scenario: str, step: str) -> None
 
 
 async def play(files: Files, scenario: str, observe: Callable[[str], None]) -> None:
-    made = await files.create(WHO, NewFile("a", "", len(DATA), None, "text/plain"))
+    uploads = Uploads(files)
+    made = await uploads.create(WHO, NewFile("a", "", len(DATA), None, "text/plain"))
     upload, file = made["upload"], made["file"]
     assert isinstance(upload, dict)
     assert isinstance(file, dict)
@@ -60,9 +63,9 @@ async def play(files: Files, scenario: str, observe: Callable[[str], None]) -> N
     print(json.dumps({"upload": upload["id"], "file": file["id"], "etag": etag}), flush=True)
     observe("put")
     if scenario == "abort":
-        await files.abort(WHO, upload["id"])
+        await uploads.abort(WHO, upload["id"])
         return
-    await files.complete(WHO, upload["id"], {1: etag})
+    await uploads.complete(WHO, upload["id"], {1: etag})
     if scenario == "delete":
         await files.delete(WHO, file["id"])
 

@@ -75,7 +75,8 @@ async def open_place(house: House, folder: Path, **session: object) -> AsyncIter
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(accept)
-        carrier = Carrier(house.services.files, agents, [str(folder)], "here", nursery, find)
+        files, uploads = house.services.files, house.services.uploads
+        carrier = Carrier(files, uploads, agents, [str(folder)], "here", nursery, find)
         house.doors.context.carrier = carrier
         yield Place(house, carrier, cwd)
         nursery.cancel_scope.cancel()
@@ -134,13 +135,13 @@ async def test_file_that_shrinks_meanwhile_leaves_nothing(
 ) -> None:
     file = place.cwd / "a"
     file.write_bytes(b"12345")
-    urls = place.house.services.files.urls
+    urls = place.house.services.uploads.urls
 
     async def cut(*arguments: Any, **options: Any) -> Any:
         file.write_bytes(b"1")
         return await urls(*arguments, **options)
 
-    monkeypatch.setattr(place.house.services.files, "urls", cut)
+    monkeypatch.setattr(place.house.services.uploads, "urls", cut)
     made = await place.carrier.take_out(ADMIN, SESSION, "a")
     assert (await place.wait_for(str(made["id"])))["state"] == "deleted"
     assert await place.house.keys() == []

@@ -9,7 +9,7 @@ import trio
 
 from holdoverd.errors import StorageUnavailable
 from holdoverd.files import rules
-from holdoverd.files.service import AsCaller
+from holdoverd.files.who import AsCaller
 from tests.files.house import House, get, open_house, put, sha256
 
 pytestmark = pytest.mark.slow  # a server has to start
@@ -103,9 +103,9 @@ async def test_fifty_that_complete_at_once_make_one_file_and_one_job(house: Hous
 
     async def complete() -> None:
         # Past the lock of this instance: as if each were another one.
-        house.services.files._completing.clear()
+        house.services.uploads._completing.clear()
         files.append(
-            await house.services.files.complete(
+            await house.services.uploads.complete(
                 who, made["upload"]["id"], named, also=lambda _cx: jobs.append("job")
             )
         )
@@ -130,7 +130,7 @@ async def test_what_goes_with_completing_is_undone_with_it(house: House) -> None
         raise RuntimeError("no such processor")
 
     with pytest.raises(RuntimeError):
-        await house.services.files.complete(who, made["upload"]["id"], named, also=fail)
+        await house.services.uploads.complete(who, made["upload"]["id"], named, also=fail)
     assert (await house.call("GET", f"/v1/files/{made['file']['id']}"))["state"] == "uploading"
     # Storage has completed it by then; the next attempt finds that out.
     assert (await house.complete(made, parts)).json()["file"]["state"] == "ready"

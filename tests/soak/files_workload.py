@@ -19,7 +19,9 @@ import trio
 from holdoverd.callers import Caller
 from holdoverd.catalogue import files as table
 from holdoverd.catalogue.store import Catalogue
-from holdoverd.files.service import AsCaller, Files, NewFile
+from holdoverd.files.service import Files
+from holdoverd.files.uploads import NewFile, Uploads
+from holdoverd.files.who import AsCaller
 from holdoverd.storage.client import Store
 from holdoverd.storage.disk import Disk
 from tests.files.put import send
@@ -105,13 +107,14 @@ def _files(catalogue: Catalogue, endpoint: str, disk: Disk | None) -> Files:
 
 async def _put(files: Files, number: int) -> str:
     data = content(number)
-    made = await files.create(WHO, NewFile(str(number), "", len(data), None, "text/plain"))
+    uploads = Uploads(files)
+    made = await uploads.create(WHO, NewFile(str(number), "", len(data), None, "text/plain"))
     upload, file = made["upload"], made["file"]
     assert isinstance(upload, dict)
     assert isinstance(file, dict)
     answer = await trio.to_thread.run_sync(send, "PUT", upload["parts"][0]["url"], data)
     assert answer.status == 200, answer
-    await files.complete(WHO, upload["id"], {1: answer.headers["etag"]})
+    await uploads.complete(WHO, upload["id"], {1: answer.headers["etag"]})
     return str(file["id"])
 
 

@@ -1,7 +1,8 @@
 """Files: whose they are, what they are called, and who may send or read their bytes.
 
-Owns: files and their uploads (`service`), links and upload links (`links`), the sweeper that makes
-storage and catalogue agree (`sweeper`), and the rules of all of them (`rules`, without I/O).
+Owns: files (`service`) and how they come about (`uploads`), links and upload links (`links`), what is
+carried between them and workspaces (`carrier`), the sweeper that makes storage and catalogue agree
+(`sweeper`), and the rules of all of them (`rules`, without I/O).
 
 Promises: no byte of a file passes through here; a row is there before the bytes it is for, and a
 file is `ready` only once storage was seen to hold what was declared; completing is a compare-and-set,

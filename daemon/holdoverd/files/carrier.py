@@ -29,7 +29,9 @@ from holdoverd.errors import (
 )
 from holdoverd.files import rules
 from holdoverd.files.rules import Parts
-from holdoverd.files.service import AsCaller, Files, NewFile, check_ready
+from holdoverd.files.service import Files, check_ready
+from holdoverd.files.uploads import NewFile, Uploads
+from holdoverd.files.who import AsCaller
 from holdoverd.files.wire import Json
 from holdoverd.keeper import carry
 
@@ -59,6 +61,7 @@ class Carrier:
     def __init__(
         self,
         files: Files,
+        uploads: Uploads,
         agents: Path,
         roots: Sequence[str],
         host: str,
@@ -67,6 +70,7 @@ class Carrier:
     ) -> None:
         """`find_session`: the session, if the caller may write to it; raises RequestErrors."""
         self._files = files
+        self._uploads = uploads
         self._agents = agents
         self._roots = list(roots)
         self._host = host
@@ -83,7 +87,7 @@ class Carrier:
         line = await self._ask(row, way="out", path=path)
         try:
             first = await line.receive(FIRST_ANSWER_S)
-            made = await self._files.create(
+            made = await self._uploads.create(
                 who, NewFile(name, "", int(first["size"]), None, rules.OCTETS)
             )
         except BaseException:
@@ -103,11 +107,11 @@ class Carrier:
         try:
             for start in range(1, parts.count + 1, WINDOW):
                 numbers = range(start, min(start + WINDOW, parts.count + 1))
-                signed = await self._files.urls(who, upload["id"], numbers, {}, inside=True)
+                signed = await self._uploads.urls(who, upload["id"], numbers, {}, inside=True)
                 await line.send({"parts": _ordered(signed, parts)})
                 answer = await line.receive(TRANSFER_S)
                 etags |= {int(number): str(etag) for number, etag in answer["etags"].items()}
-            await self._files.complete(who, upload["id"], etags)
+            await self._uploads.complete(who, upload["id"], etags)
         except Exception as error:
             # The instance goes on; whoever asked sees the file deleted.
             if isinstance(error, HoldoverError):
@@ -115,7 +119,7 @@ class Carrier:
             else:
                 log.exception("the file %s did not come out of its workspace", file["id"])
             with suppress(RequestError):
-                await self._files.abort(who, upload["id"])
+                await self._uploads.abort(who, upload["id"])
         finally:
             line.close()
 

@@ -17,7 +17,8 @@ from holdoverd.catalogue.schema import links as links_table
 from holdoverd.catalogue.schema import upload_links as upload_links_table
 from holdoverd.errors import Forbidden, Gone, NotFound, RateLimited
 from holdoverd.files import passwords
-from holdoverd.files.service import Files, Who, check_ready
+from holdoverd.files.service import Files, check_ready
+from holdoverd.files.who import Who
 from holdoverd.files.wire import Json, link_view, upload_link_view
 from holdoverd.http.login import LoginFailures
 from holdoverd.ids import new_id

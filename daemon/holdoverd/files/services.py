@@ -1,4 +1,4 @@
-"""The three that an instance has of files, made together."""
+"""The four that an instance has of files, made together."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from holdoverd.catalogue.store import Catalogue
 from holdoverd.files.links import Links
 from holdoverd.files.service import Files
 from holdoverd.files.sweeper import Sweeper
+from holdoverd.files.uploads import Uploads
 from holdoverd.ids import now_ms
 from holdoverd.settings import StorageSettings
 from holdoverd.storage.client import Store
@@ -15,6 +16,7 @@ from holdoverd.storage.client import Store
 @dataclass(frozen=True)
 class FileServices:
     files: Files
+    uploads: Uploads
     links: Links
     sweeper: Sweeper
 
@@ -27,4 +29,4 @@ class FileServices:
         now: Callable[[], int] = now_ms,
     ) -> "FileServices":
         files = Files(catalogue, store, settings, now)
-        return cls(files, Links(files), Sweeper(files))
+        return cls(files, Uploads(files), Links(files), Sweeper(files))

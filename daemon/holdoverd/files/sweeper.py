@@ -20,7 +20,8 @@ from holdoverd.catalogue.files import FileRow
 from holdoverd.catalogue.store import Catalogue
 from holdoverd.errors import CatalogueError, StorageUnavailable
 from holdoverd.files.rules import FileState, UploadState
-from holdoverd.files.service import KEY_PREFIX, Files
+from holdoverd.files.service import Files
+from holdoverd.files.uploads import KEY_PREFIX
 from holdoverd.files.wire import Json
 from holdoverd.jobs.objects import RESULTS_PREFIX
 

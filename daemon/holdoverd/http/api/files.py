@@ -7,8 +7,10 @@ from dataclasses import replace
 from holdoverd.callers import Caller
 from holdoverd.errors import Conflict, NotFound, Unavailable, Unprocessable
 from holdoverd.files import rules
-from holdoverd.files.service import AsCaller, Files, NewFile, Who
+from holdoverd.files.service import Files
 from holdoverd.files.services import FileServices
+from holdoverd.files.uploads import NewFile, Uploads
+from holdoverd.files.who import AsCaller, Who
 from holdoverd.http import shapes
 from holdoverd.http.api.jobs import job_service
 from holdoverd.http.context import Context
@@ -24,6 +26,10 @@ def services(context: Context) -> FileServices:
 
 def _files(context: Context) -> Files:
     return services(context).files
+
+
+def _uploads(context: Context) -> Uploads:
+    return services(context).uploads
 
 
 async def visible_owner(context: Context, request: Request) -> str | None:
@@ -108,7 +114,7 @@ async def create(context: Context, request: Request) -> Response:
     data = request.json()
     new = new_file(data)
     who = await acting(context, request, data)
-    return json_response(await _files(context).create(who, new), 201)
+    return json_response(await _uploads(context).create(who, new), 201)
 
 
 async def renew_created(context: Context, request: Request, fields: Json) -> Json:
@@ -118,7 +124,7 @@ async def renew_created(context: Context, request: Request, fields: Json) -> Jso
     who = AsCaller(request.caller)
     return {
         **fields,
-        "upload": {**upload, **await _files(context).first_urls(who, upload["id"])},
+        "upload": {**upload, **await _uploads(context).first_urls(who, upload["id"])},
     }
 
 
@@ -182,39 +188,39 @@ def redirect_to(url: str) -> Response:
 
 async def upload(context: Context, request: Request) -> Response:
     who = AsCaller(request.caller)
-    return json_response(await _files(context).upload(who, request.params["id"]))
+    return json_response(await _uploads(context).upload(who, request.params["id"]))
 
 
 async def parts(context: Context, request: Request) -> Response:
     numbers, digests = wanted_parts(request.json())
     who = AsCaller(request.caller)
-    answer = await _files(context).urls(who, request.params["id"], numbers, digests)
+    answer = await _uploads(context).urls(who, request.params["id"], numbers, digests)
     return json_response(answer)
 
 
 async def renew_parts(context: Context, request: Request, _fields: Json) -> Json:
     numbers, digests = wanted_parts(request.json())
     who = AsCaller(request.caller)
-    return await _files(context).urls(who, request.params["id"], numbers, digests)
+    return await _uploads(context).urls(who, request.params["id"], numbers, digests)
 
 
 async def complete(context: Context, request: Request) -> Response:
     """The upload's file, ready; with ``job``, and in the same transaction, a job for it."""
     data = request.json()
     named = sent_parts(data)
-    files, upload_id = _files(context), request.params["id"]
+    uploads, upload_id = _uploads(context), request.params["id"]
     who = AsCaller(request.caller)
     if (wanted := shapes.Fields(data).mapping("job")) is None:
-        return json_response({"file": await files.complete(who, upload_id, named)})
+        return json_response({"file": await uploads.complete(who, upload_id, named)})
     check_scope(request.caller, JOBS)
     jobs = job_service(context)
-    file_id, owner = await files.file_of(who, upload_id)
+    file_id, owner = await uploads.file_of(who, upload_id)
     spec = {**shapes.new_job(wanted), "files": [file_id]}
     caller = replace(await context.acting_for(request.caller, owner), admin=False)
     # One upload, one job: asked again, the answer names the same.
     job_id = "j_" + hashlib.sha256(upload_id.encode()).hexdigest()[:16]
     store = jobs.prepare(caller, spec, job_id)
-    file = await files.complete(who, upload_id, named, store)
+    file = await uploads.complete(who, upload_id, named, store)
     jobs.wake()
     try:
         job = await jobs.get(caller, job_id)
@@ -226,7 +232,7 @@ async def complete(context: Context, request: Request) -> Response:
 
 
 async def abort(context: Context, request: Request) -> Response:
-    await _files(context).abort(AsCaller(request.caller), request.params["id"])
+    await _uploads(context).abort(AsCaller(request.caller), request.params["id"])
     return no_content()
 
 

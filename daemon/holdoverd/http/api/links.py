@@ -6,7 +6,7 @@ there, and errors in words on a page; programs get JSON.
 
 from holdoverd.errors import Forbidden, RequestError
 from holdoverd.files import rules
-from holdoverd.files.service import AsCaller, ByUploadLink
+from holdoverd.files.who import AsCaller, ByUploadLink
 from holdoverd.http import shapes
 from holdoverd.http.api import link_pages as pages
 from holdoverd.http.api.files import (
@@ -151,7 +151,7 @@ async def send_file(context: Context, request: Request) -> Response:
     found = services(context)
     link = await found.links.upload_link(request.params["token"])
     new = new_file(request.json(), link.path)
-    answer = await found.files.create(ByUploadLink(link), new)
+    answer = await found.uploads.create(ByUploadLink(link), new)
     file = answer["file"]
     assert isinstance(file, dict)
     await found.links.used_upload_link(link, file["id"], _address(context, request))
@@ -163,14 +163,14 @@ async def renew_sent(context: Context, request: Request, fields: Json) -> Json:
     upload = fields["upload"]
     assert isinstance(upload, dict)
     who = await _sender(context, request)
-    urls = await services(context).files.first_urls(who, upload["id"])
+    urls = await services(context).uploads.first_urls(who, upload["id"])
     return {**fields, "upload": {**upload, **urls}}
 
 
 async def renew_sent_parts(context: Context, request: Request, _fields: Json) -> Json:
     who = await _sender(context, request)
     numbers, digests = wanted_parts(request.json())
-    return await services(context).files.urls(who, request.params["id"], numbers, digests)
+    return await services(context).uploads.urls(who, request.params["id"], numbers, digests)
 
 
 async def _sender(context: Context, request: Request) -> ByUploadLink:
@@ -180,26 +180,26 @@ async def _sender(context: Context, request: Request) -> ByUploadLink:
 
 async def sent(context: Context, request: Request) -> Response:
     who = await _sender(context, request)
-    return json_response(await services(context).files.upload(who, request.params["id"]))
+    return json_response(await services(context).uploads.upload(who, request.params["id"]))
 
 
 async def send_parts(context: Context, request: Request) -> Response:
     who = await _sender(context, request)
     numbers, digests = wanted_parts(request.json())
-    files = services(context).files
-    return json_response(await files.urls(who, request.params["id"], numbers, digests))
+    uploads = services(context).uploads
+    return json_response(await uploads.urls(who, request.params["id"], numbers, digests))
 
 
 async def send_complete(context: Context, request: Request) -> Response:
     who = await _sender(context, request)
     named = sent_parts(request.json())
-    file = await services(context).files.complete(who, request.params["id"], named)
+    file = await services(context).uploads.complete(who, request.params["id"], named)
     return json_response({"file": file})
 
 
 async def send_abort(context: Context, request: Request) -> Response:
     who = await _sender(context, request)
-    await services(context).files.abort(who, request.params["id"])
+    await services(context).uploads.abort(who, request.params["id"])
     return no_content()
 
 
