@@ -752,3 +752,17 @@ def test_an_agent_that_is_started_anew_is_owed_no_reload() -> None:
     talk.dies({"status": 0})
     talk.begin("l_2")
     assert not talk.model.reload_due
+
+
+def test_what_a_person_sets_is_stored_where_it_is_new() -> None:
+    talk = Talk()
+    step = Step()
+    given = {"title": "a", "model": "m", "permission_mode": "default", "share": None}
+    acts.set_columns(talk.model, step, given)
+    assert talk._sealed(step).change.session == {
+        "title": "a",
+        "model": "m",
+        "state": "dormant",
+        "live": talk.model.row.live,
+        "updated_at": 5,
+    }

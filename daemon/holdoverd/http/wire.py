@@ -97,6 +97,10 @@ class Request:
 
 def parse_object(data: bytes | str, what: str) -> dict[str, object]:
     """Strict JSON, an object: no NaN, no unpaired surrogate, no bytes that are not UTF-8."""
+    if not data:
+        raise BadRequest(
+            f"{what} is empty; send a JSON object, {{}} where there is nothing to say."
+        )
     try:
         value = msgspec.json.decode(data)
     except RecursionError as exc:
