@@ -102,6 +102,10 @@ def test_a_folder_keeps_its_names_there_and_back(files: FakeFiles, holdover: Hol
     listed = holdover("file", "ls", "all/d/e/")
     assert len(listed.out.splitlines()) == 3
     assert "\u202e" not in listed.out
+    assert holdover("file", "ls", "all/d/e").out == listed.out
+    ran = holdover("file", "rm", "all/d")
+    assert ran.code == 3
+    assert "'all/d/'" in ran.err
     assert holdover("file", "get", "--to", "some", "all/**/*.txt").code == 0
     assert [p.name for p in Path("some").rglob("*") if p.is_file()] == ["z \u202e.txt"]
 

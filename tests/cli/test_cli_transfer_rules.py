@@ -117,6 +117,14 @@ def test_what_is_typed_is_an_id_a_name_a_folder_or_a_pattern() -> None:
     assert names.parse("").folder
 
 
+def test_a_list_of_what_is_there_tells_a_folder_without_its_slash() -> None:
+    file = {"id": "f_x", "path": "a/b", "name": "c"}
+    for listed in ("a/b/c", "a/b", "a", "a/b/", "a/*/c"):
+        assert names.parse(listed).lists(file), listed
+    for other in ("b", "c", "a/b/c/d", "a/bc"):
+        assert not names.parse(other).lists(file), other
+
+
 @pytest.mark.parametrize(
     ("local", "to", "several", "placed"),
     [

@@ -320,8 +320,17 @@ def find(client: Client, there: There) -> list[dict[str, Any]]:
     listed = client.items("/v1/files", limit=MANY, **query)
     found = names.newest_of_each(item for item in listed if there.matches(item))
     if not found:
-        raise CommandError(f"There is no file {there.text!r} in storage.", Exit.NOT_FOUND)
+        said = f"There is no file {there.text!r} in storage"
+        if there.name is not None and _is_folder(client, there):
+            said += f", but a folder: name it with a slash, {there.text + '/'!r}"
+        raise CommandError(f"{said}.", Exit.NOT_FOUND)
     return [dict(item) for item in found]
+
+
+def _is_folder(client: Client, there: There) -> bool:
+    path = "/".join(filter(None, (there.path, there.name)))
+    query = {"state": "ready", "path": path, "recursive": True}
+    return any(True for _ in client.items("/v1/files", limit=1, **query))
 
 
 def find_one(client: Client, text: str) -> dict[str, Any]:
@@ -344,7 +353,7 @@ def find_one(client: Client, text: str) -> dict[str, Any]:
 @click.argument("where", required=False)
 @click.pass_context
 def ls(ctx: click.Context, query: str | None, limit: int, as_json: bool, where: str | None) -> None:
-    """List files, the newest first; with WHERE those in a folder (reports/) or of a pattern."""
+    """List files, the newest first; with WHERE those in a folder, of a name or of a pattern."""
     client = client_of(ctx)
     there = names.parse(where or "")
     asked: dict[str, object] = {"q": query, "path": there.path or None}
@@ -353,7 +362,7 @@ def ls(ctx: click.Context, query: str | None, limit: int, as_json: bool, where: 
     whole = there.folder and not there.path
     listed = client.items("/v1/files", limit=limit + 1 if whole else MANY, **asked)
     rows: list[list[str]] = []
-    for item in up_to(limit, (item for item in listed if whole or there.matches(item))):
+    for item in up_to(limit, (item for item in listed if whole or there.lists(item))):
         if as_json:
             print_json(item)
         state = "" if item["state"] == "ready" else f" ({item['state']})"
@@ -368,7 +377,8 @@ def ls(ctx: click.Context, query: str | None, limit: int, as_json: bool, where: 
     if rows and not as_json:
         click.echo(table(["ID", "SIZE", "CREATED", "NAME"], rows))
     elif not as_json:
-        click.echo("No files. Put one: holdover file put FILE", err=True)
+        nothing = f"Nothing in storage goes by {where!r}." if where else "No files."
+        click.echo(f"{nothing} Put one: holdover file put FILE", err=True)
 
 
 @file.command()

@@ -44,6 +44,13 @@ class There:
             return is_below(item["path"], self.path)
         return (item["path"], item["name"]) == (self.path, self.name)
 
+    def lists(self, item: Json) -> bool:
+        """As `matches`; a list of what is there need not be told a folder by its slash."""
+        if self.name is None:
+            return self.matches(item)
+        folder = f"{self.path}/{self.name}" if self.path else self.name
+        return self.matches(item) or is_below(item["path"], folder)
+
 
 def parse(text: str) -> There:
     """What `text` names there."""
