@@ -53,7 +53,11 @@ def moment(at: object) -> str:
     """A time of the wire in local time, ``-`` for none."""
     if not isinstance(at, int):
         return "-"
-    return datetime.fromtimestamp(at / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        local = datetime.fromtimestamp(at / 1000).astimezone()
+    except (ValueError, OverflowError, OSError):
+        return "after 9999"
+    return local.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def counted(number: float, thing: str) -> str:

@@ -164,6 +164,7 @@ def test_table_aligns_all_columns_but_the_last() -> None:
 
 def test_moment_and_tool_line_survive_what_is_not_there() -> None:
     assert moment(None) == "-"
+    assert moment(9_007_201_050_631_927_942) == "after 9999"
     assert tool_line("Read", None) == "Read()"
 
 

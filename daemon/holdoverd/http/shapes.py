@@ -23,6 +23,7 @@ MAX_STREAM_PROMPT_BYTES = 10 * 1024 * 1024
 MAX_LIST = 500
 DEFAULT_LIST = 50
 MAX_INTEGER = 2**53 - 1  # what every JSON reader can hold
+MAX_LIFETIME_S = 100 * 366 * 24 * 3600
 
 STATES = ("starting", "idle", "working", "waiting", "dormant", "ended", "failed")
 PERMISSION_MODES = ("default", "acceptEdits", "plan", "bypassPermissions", "dontAsk", "auto")
@@ -106,13 +107,18 @@ class Fields:
     def flag(self, name: str) -> bool | None:
         return self._typed(name, bool, "true or false", required=False)
 
-    def integer(self, name: str, *, low: int = 0, required: bool = False) -> int | None:
+    def integer(
+        self, name: str, *, low: int = 0, high: int = MAX_INTEGER, required: bool = False
+    ) -> int | None:
         value = self._typed(name, int, "an integer", required=required)
-        if value is not None and not low <= value <= MAX_INTEGER:
-            raise Unprocessable(
-                f"The field `{self._within}{name}` has to be an integer of at least {low}."
-            )
+        if value is not None and not low <= value <= high:
+            bounds = f"of at least {low}" if value < low else f"of at most {high}"
+            raise Unprocessable(f"The field `{self._within}{name}` has to be an integer {bounds}.")
         return value
+
+    def lifetime_s(self, name: str, *, required: bool = False) -> int | None:
+        """Seconds from now, so few that the moment when they are over can be told to anybody."""
+        return self.integer(name, low=1, high=MAX_LIFETIME_S, required=required)
 
     def mapping(self, name: str) -> Json | None:
         return self._typed(name, dict, "an object", required=False)
@@ -299,7 +305,7 @@ def new_token(data: Mapping[str, object]) -> Json:
         owner=owner(data),
         account=account(data),
         scopes=sorted(set(scopes)),
-        expires_in_s=fields.integer("expires_in_s", low=1),
+        expires_in_s=fields.lifetime_s("expires_in_s"),
     )
 
 

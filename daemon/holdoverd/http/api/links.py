@@ -40,7 +40,7 @@ async def create(context: Context, request: Request) -> Response:
     link, token = await services(context).links.create(
         AsCaller(request.caller),
         request.params["id"],
-        expires_in_s=fields.integer("expires_in_s", low=1),
+        expires_in_s=fields.lifetime_s("expires_in_s"),
         max_downloads=fields.integer("max_downloads", low=1),
         password=fields.text("password", max_chars=200, one_line=False),
     )
@@ -108,7 +108,7 @@ async def create_upload_link(context: Context, request: Request) -> Response:
     data = request.json()
     fields = Fields(data)
     path = fields.text("path", max_chars=rules.MAX_PATH_BYTES, one_line=False, empty=True)
-    expires_in_s = fields.integer("expires_in_s", low=1, required=True)
+    expires_in_s = fields.lifetime_s("expires_in_s", required=True)
     max_bytes = fields.integer("max_bytes", low=1, required=True)
     assert expires_in_s is not None
     assert max_bytes is not None
