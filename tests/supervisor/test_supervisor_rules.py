@@ -238,10 +238,13 @@ def test_folder_too_deep_for_sockets_is_named(env: dict[str, str]) -> None:
 
 
 def test_next_line_to_type_finds_this_supervisor(env: dict[str, str]) -> None:
-    assert "HOLDOVER_RUNTIME_DIR" not in make_plan(UpOptions(), env).command_prefix
+    assert "_DIR=" not in make_plan(UpOptions(), env).command_prefix
     elsewhere = env | {"HOLDOVER_STATE_DIR": "/tmp/a b"}
     prefix = make_plan(UpOptions(), elsewhere).command_prefix
-    assert prefix.startswith("HOLDOVER_RUNTIME_DIR='/tmp/a b/run' ")
+    assert prefix.startswith("HOLDOVER_STATE_DIR='/tmp/a b' ")
+    assert "HOLDOVER_RUNTIME_DIR" not in prefix, "that folder brings it"
+    prefix = make_plan(UpOptions(), elsewhere | {"HOLDOVER_RUNTIME_DIR": "/tmp/r"}).command_prefix
+    assert prefix.startswith("HOLDOVER_STATE_DIR='/tmp/a b' HOLDOVER_RUNTIME_DIR=/tmp/r ")
 
 
 def welcome(plan: Plan) -> str:

@@ -165,7 +165,7 @@ def make_plan(options: UpOptions, env: Mapping[str, str]) -> Plan:
         },
         agent=settings.sessions.default_agent,
         agent_is_demo=settings.agents[settings.sessions.default_agent].preset == "demo",
-        command_prefix=_command_prefix(runtime, env),
+        command_prefix=_command_prefix(state, runtime, env),
         daemon_command=options.daemon_command,
         keeper_command=options.keeper_command,
         worker_arguments=options.worker_arguments,
@@ -218,8 +218,8 @@ def _default_agent(settings: Settings, env: Mapping[str, str]) -> str:
     return "claude" if shutil.which(program, path=env.get("PATH")) else "demo"
 
 
-def _command_prefix(runtime: Path, env: Mapping[str, str]) -> str:
-    """How to call `holdover` in another terminal so that it finds this one."""
+def _command_prefix(state: Path, runtime: Path, env: Mapping[str, str]) -> str:
+    """How to call `holdover` in another terminal so that it finds this one, and its catalogue."""
     found = shutil.which("holdover", path=env.get("PATH"))
     ours = Path(sys.argv[0] if sys.argv[0].endswith("holdover") else sys.executable).absolute()
     script = ours if ours.name == "holdover" else ours.parent / "holdover"
@@ -230,6 +230,10 @@ def _command_prefix(runtime: Path, env: Mapping[str, str]) -> str:
     plain = {key: env[key] for key in ("HOME", "XDG_RUNTIME_DIR") if key in env}
     first = next((s for s in places.admin_sockets(plain) if s.exists()), None)
     mine = runtime / "admin.sock"
-    if mine in places.admin_sockets(plain) and first in {None, mine}:
+    known = mine in places.admin_sockets(plain) and first in {None, mine}
+    if known and state == places.state_dir(plain):
         return shlex.quote(name)
-    return f"HOLDOVER_RUNTIME_DIR={shlex.quote(str(runtime))} {shlex.quote(name)}"
+    said = {"HOLDOVER_STATE_DIR": str(state)}
+    if places.runtime_dir(plain | said) != runtime:
+        said["HOLDOVER_RUNTIME_DIR"] = str(runtime)
+    return " ".join([*(f"{key}={shlex.quote(at)}" for key, at in said.items()), shlex.quote(name)])
