@@ -286,10 +286,12 @@ def _answer(message: Json, body: Json) -> str:
 
 def _result(body: Json) -> str:
     parts = []
-    if body.get("is_error") or body.get("subtype") not in {"success", None}:
+    if body.get("terminal_reason") in {"aborted_streaming", "aborted_tools"}:
+        parts.append("interrupted")
+    elif body.get("is_error") or body.get("subtype") not in {"success", None}:
         parts.append(f"failed ({body.get('subtype')})")
-        if body.get("result") or body.get("errors"):
-            parts.append(str(body.get("result") or body.get("errors")))
+        if why := body.get("result") or body.get("errors"):
+            parts.append("; ".join(map(str, why)) if isinstance(why, list) else str(why))
     else:
         parts.append("done")
     if isinstance(body.get("duration_ms"), int | float):

@@ -111,6 +111,22 @@ Let me see.
     )
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"subtype": "success", "terminal_reason": "completed"}, "done"),
+        ({"terminal_reason": "aborted_streaming", "is_error": True}, "interrupted"),
+        (
+            {"subtype": "error_max_turns", "errors": ["too many", "turns"]},
+            "failed (error_max_turns), too many; turns",
+        ),
+        ({"subtype": "success", "is_error": True, "result": "No."}, "failed (success), No."),
+    ],
+)
+def test_the_end_of_a_turn_is_said_in_words(body: dict[str, Any], said: str) -> None:
+    assert show(stored("result", body)) == f"— {said}\n"
+
+
 def test_permission_answer_and_notice_name_the_request() -> None:
     shown = show(
         stored(
