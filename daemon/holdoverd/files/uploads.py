@@ -265,7 +265,8 @@ class Uploads:
             upload, file = await self._upload(who, upload_id)
             if upload.state == "completed":
                 return file_view(file)
-            upload, file = await self._open_upload(who, upload_id)
+            # By the same look: meanwhile another instance may have completed it, which is as good.
+            _check_open(upload, file)
             return await self._complete(who, upload, file, named, also)
 
     async def _complete(
@@ -371,12 +372,16 @@ class Uploads:
 
     async def _open_upload(self, who: Who, upload_id: str) -> tuple[UploadRow, FileRow]:
         upload, file = await self._upload(who, upload_id)
-        match upload.state:
-            case "open":
-                return upload, file
-            case "opening":
-                raise Conflict("The upload is still being opened; ask again shortly.")
-            case "completed":
-                raise Conflict(f"The upload is complete: the file {file.id} is ready.")
-            case "aborted":
-                raise Gone(f"The upload of {file.name!r} was given up; start it again.")
+        _check_open(upload, file)
+        return upload, file
+
+
+def _check_open(upload: UploadRow, file: FileRow) -> None:
+    """Conflict while it is being opened and once it is complete, Gone once it was given up."""
+    match upload.state:
+        case "opening":
+            raise Conflict("The upload is still being opened; ask again shortly.")
+        case "completed":
+            raise Conflict(f"The upload is complete: the file {file.id} is ready.")
+        case "aborted":
+            raise Gone(f"The upload of {file.name!r} was given up; start it again.")
