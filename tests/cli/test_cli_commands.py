@@ -95,6 +95,13 @@ def test_ls_shows_a_table_or_one_object_a_line(daemon: FakeDaemon, holdover: Hol
     assert len(holdover("session", "ls", "--state", "dormant").out.splitlines()) == 2
 
 
+def test_ls_of_a_state_that_is_none_is_misuse(daemon: FakeDaemon, holdover: Holdover) -> None:
+    ran = holdover("session", "ls", "--state", "asleep")
+    assert ran.code == 2
+    assert "'dormant'" in ran.err
+    assert not daemon.requests
+
+
 def test_ls_says_when_there_are_more(daemon: FakeDaemon, holdover: Holdover) -> None:
     for number in range(3):
         daemon.add_session(f"s_{number:016d}")

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from holdover import places
-from holdover.commands.options import client_of, json_option, print_json
+from holdover.commands.options import client_of, confirm, json_option, print_json
 from holdover.exits import CommandError, Exit
 from holdover.host import as_root
 from holdover.render import counted, moment, size_text
@@ -236,7 +236,7 @@ def restore(file: Path, yes: bool) -> None:
         raise CommandError(str(error), Exit.INTEGRITY) from error
     click.echo(_in_words(file, note), err=True)
     if not yes:
-        click.confirm("End all agents here, and go back to that?", abort=True, err=True)
+        confirm("This ends all agents here", "End all agents here, and go back to that?")
     with _stopped(here), file.open("rb") as source:
         kept = here.run(
             *("restore", str(here.catalogue), str(here.spools), socket.gethostname()),

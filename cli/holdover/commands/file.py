@@ -11,7 +11,7 @@ from typing import IO, Any
 import click
 
 from holdover.client import Client, path_of
-from holdover.commands.options import client_of, json_option, print_json, up_to
+from holdover.commands.options import client_of, confirm, json_option, print_json, up_to
 from holdover.exits import CommandError, Exit
 from holdover.render import moment, one_line, table
 from holdover.transfer import names
@@ -394,11 +394,7 @@ def rm(ctx: click.Context, yes: bool, files: tuple[str, ...]) -> None:
     found = [one for text in files for one in find(client, names.parse(text))]
     asked_for_many = len(found) > len(files)
     if asked_for_many and not yes:
-        if not sys.stdin.isatty():
-            raise CommandError(
-                f"That names {len(found)} files; add --yes when nobody can be asked.", Exit.USAGE
-            )
-        click.confirm(f"Remove {len(found)} files?", abort=True, err=True)
+        confirm(f"That names {len(found)} files", f"Remove {len(found)} files?")
     for one in found:
         client.delete(path_of("files", one["id"]))
 

@@ -12,6 +12,8 @@ from holdover.exits import CommandError, Exit
 
 MAX_PROMPT_BYTES = 10 << 20
 
+SESSION_STATES = ("starting", "working", "waiting", "idle", "dormant", "failed", "ended")
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Item = TypeVar("_Item")
 
@@ -34,6 +36,16 @@ def up_to(limit: int, items: Iterable[_Item]) -> Iterator[_Item]:
             click.echo(f"There are more than {limit}; --limit shows them.", err=True)
             return
         yield item
+
+
+def confirm(done: str, question: str) -> None:
+    """Have somebody at the terminal agree; aborts, or raises where nobody can be asked.
+
+    `done` says what would be done: ``--purge deletes the log``.
+    """
+    if not sys.stdin.isatty():
+        raise CommandError(f"{done}; add --yes when nobody can be asked.", Exit.USAGE)
+    click.confirm(question, abort=True, err=True)
 
 
 def print_json(item: Mapping[str, Any]) -> None:

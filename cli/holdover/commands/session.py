@@ -10,7 +10,15 @@ from typing import Any
 import click
 
 from holdover.client import Client, one_by_prefix, path_of, resolve_session
-from holdover.commands.options import client_of, json_option, print_json, read_text, up_to
+from holdover.commands.options import (
+    SESSION_STATES,
+    client_of,
+    confirm,
+    json_option,
+    print_json,
+    read_text,
+    up_to,
+)
 from holdover.commands.prompts import fits_request, submit, wait_for_turn
 from holdover.exits import CommandError, Exit
 from holdover.render import moment, one_line, permission_line, table
@@ -99,7 +107,7 @@ def new(
 
 
 @session.command()
-@click.option("--state", metavar="STATE", help="Only those in this state.")
+@click.option("--state", type=click.Choice(SESSION_STATES), help="Only those in this state.")
 @click.option("--agent", metavar="NAME", help="Only those with this agent.")
 @click.option("--query", "-q", metavar="TEXT", help="Only those whose title or folder has this.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
@@ -447,11 +455,7 @@ def end(ctx: click.Context, purge: bool, yes: bool, id: str) -> None:  # noqa: A
     client = client_of(ctx)
     session_id = resolve_session(client, id)
     if purge and not yes:
-        if not sys.stdin.isatty():
-            raise CommandError(
-                "--purge deletes the log; add --yes when nobody can be asked.", Exit.USAGE
-            )
-        click.confirm(f"Delete everything said in {session_id}?", abort=True, err=True)
+        confirm("--purge deletes the log", f"Delete everything said in {session_id}?")
     client.delete(path_of("sessions", session_id), purge=True if purge else None)
     if not purge and sys.stderr.isatty():
         one = client.get(path_of("sessions", session_id))

@@ -9,13 +9,12 @@ from typing import Any
 import click
 
 from holdover.client import Client
-from holdover.commands.options import client_of, json_option, print_json
+from holdover.commands.options import SESSION_STATES, client_of, json_option, print_json
 from holdover.exits import Exit, RefusedError
 from holdover.host import up_runtime
 from holdover.render import moment, one_line, table
 
 LAST_DEPLOY = Path("/opt/holdover/last-deploy.json")
-_STATES = ("starting", "working", "waiting", "idle", "dormant", "failed", "ended")
 
 
 @click.command(short_help="What runs, and how many sessions in which state.")
@@ -40,7 +39,7 @@ def status(ctx: click.Context, as_json: bool) -> None:
                 "health": health,
                 "instances": instances,
                 "deploy": deploy,
-                "sessions": {state: counts[state] for state in _STATES},
+                "sessions": {state: counts[state] for state in SESSION_STATES},
             }
         )
         return
@@ -53,7 +52,7 @@ def status(ctx: click.Context, as_json: bool) -> None:
         click.echo(table(heads, _rows(instances)))
     if deploy:
         click.echo(_deploy_in_words(deploy))
-    shown = [f"{counts[state]} {state}" for state in _STATES if counts[state]]
+    shown = [f"{counts[state]} {state}" for state in SESSION_STATES if counts[state]]
     click.echo("Sessions: " + (", ".join(shown) or "none"))
 
 
