@@ -10,6 +10,7 @@ that `holdover config` works where the daemon's libraries are not installed.
 """
 
 import difflib
+import ipaddress
 import re
 import shlex
 import sys
@@ -341,6 +342,7 @@ ENV_PREFIX = "HOLDOVER_"
 # Where the storage's keys are, which are no setting: see storage/credentials.py.
 NOT_SETTINGS = frozenset({"HOLDOVER_STORAGE_CREDENTIALS"})
 # The rules of S3's general purpose buckets, without dots: those break certificates.
+_AUTHORITY = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]\Z")
 # {section whose tables are named by the operator: what one of them is called}
 _NAMED = {"agents": "agent", "processors": "processor"}
@@ -679,6 +681,27 @@ def _check_whole(settings: Settings) -> None:
             raise SettingsError(
                 f"{settings.sources['sessions.roots']}: roots must be absolute paths, not {root!r}."
             )
+    for host in settings.server.hosts:
+        if not _AUTHORITY.fullmatch(host):
+            raise SettingsError(
+                f"{settings.sources['server.hosts']}: hosts must be names as in 'agents.example.org'"
+                f" or 'agents.example.org:8443', not {host!r}."
+            )
+    for proxy in settings.server.trusted_proxies:
+        try:
+            ipaddress.ip_network(proxy, strict=False)
+        except ValueError as error:
+            raise SettingsError(
+                f"{settings.sources['server.trusted_proxies']}: trusted_proxies must be addresses or"
+                f" networks as in '10.0.0.0/8', not {proxy!r}."
+            ) from error
+    scheme = settings.catalogue.url.partition("://")[0]
+    if scheme not in {"", "sqlite", "postgresql+psycopg"}:
+        # What it is instead is not shown: it may hold a password.
+        raise SettingsError(
+            f"{settings.sources['catalogue.url']}: url must be sqlite:////absolute/path or"
+            " postgresql+psycopg://…."
+        )
     if not BUCKET_NAME.match(settings.storage.bucket):
         raise SettingsError(
             f"{settings.sources['storage.bucket']}: bucket must be 3 to 63 of a-z, 0-9 and '-', "
