@@ -9,9 +9,11 @@ from typing import Any
 import click
 
 from holdover.client import Client, one_by_prefix, path_of
+from holdover.commands.file import find_one
 from holdover.commands.options import client_of, json_option, print_json, up_to
 from holdover.exits import CommandError, Exit
 from holdover.render import moment, one_line, sanitise, table
+from holdover.transfer.names import FILE_ID
 
 Job = dict[str, Any]
 ENDED = ("done", "dead", "cancelled")
@@ -32,10 +34,10 @@ def job() -> None:
 
 
 @job.command(
-    epilog="Example: holdover job submit analyze f_… --param 'prompt=What is owed?' --wait"
+    epilog="Example: holdover job submit analyze in/bill.pdf --param 'prompt=What is owed?' --wait"
 )
 @click.argument("processor")
-@click.argument("files", metavar="FILE_ID...", nargs=-1)
+@click.argument("files", metavar="FILE...", nargs=-1)
 @click.option(
     "--param",
     "-p",
@@ -63,15 +65,17 @@ def submit(
     wait: bool,
     as_json: bool,
 ) -> None:
-    """Give FILE_ID... to PROCESSOR; print the new job's ID.
+    """Give each FILE in storage, by id or name, to PROCESSOR; print the new job's ID.
 
     With --wait, print what came of it instead: its text, or the ids of the files it made. The exit
     code is 1 when it ended otherwise than done.
     """
-    body: Job = {"processor": processor, "files": list(files), "params": read_params(pairs)}
+    params = read_params(pairs)
+    client = client_of(ctx)
+    ids = [text if FILE_ID.match(text) else find_one(client, text)["id"] for text in files]
+    body: Job = {"processor": processor, "files": ids, "params": params}
     if session is not None:
         body["session"] = session
-    client = client_of(ctx)
     made = client.post("/v1/jobs", body)
     if wait:
         show = _progress_line() if sys.stderr.isatty() else None
@@ -113,7 +117,7 @@ def ls(
         head = ["ID", "STATE", "PROCESSOR", "ATTEMPT", "CREATED", ""]
         click.echo(table(head, rows))
     elif not rows:
-        click.echo("No jobs. Make one: holdover job submit checksum FILE_ID", err=True)
+        click.echo("No jobs. Make one: holdover job submit checksum FILE", err=True)
 
 
 @job.command()
