@@ -106,6 +106,9 @@ def test_the_command_line_from_submission_to_result(up: Up) -> None:
     assert (view["path"], view["size"], view["verified"]) == ("results", len(data), "sha256")
     url = up.call("GET", f"/v1/files/{made}/download?redirect=false")["url"]
     assert send("GET", url).body == data
+    # That file is alone in its folder with its name, by which it is meant as well.
+    ran = holdover(up, "job", "submit", "checksum", f"results/{view['name']}", "--wait")
+    assert (ran.returncode, ran.stdout) == (0, hashlib.sha256(data).hexdigest() + "\n"), ran.stderr
     shown = holdover(up, "job", "show", job["id"][2:9])
     assert made in shown.stdout
     assert job["id"] in holdover(up, "job", "ls", "--state", "done").stdout
