@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, create_engine, event, func, select
+from sqlalchemy import Connection, create_engine, event, func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from holdoverd.catalogue import messages as message_table
@@ -97,6 +98,79 @@ def test_rows_with_a_key_that_exists_are_replaced(cx: Connection) -> None:
     assert loaded.launches == []
     assert sessions.launch(cx, "l_1") == change.launch
     assert loaded.outbox == []  # the rows are there still, for a launch that is over
+
+
+def of_its_own(change: Change, number: int) -> Change:
+    """The same change as another session's: what is unique in all sessions is named after it."""
+    launch = change.launch and replace(change.launch, id=f"l_{number}", session=session_id(number))
+    outbox = [replace(row, launch=f"l_{number}") for row in change.outbox]
+    return replace(change, launch=launch, outbox=outbox)
+
+
+def test_changes_stored_together_are_what_they_are_one_by_one(cx: Connection) -> None:
+    """New rows and known ones, few messages and many, levels and none, large bodies among small."""
+    more = Change(threads=[main_thread(4), ThreadRow("toolu_9", "main", "A title", 1, "done")])
+    more.messages = [message(4, 4), message(5, 1, thread="toolu_9", client_id="c1")]
+    more.session = {"updated_at": 7, "state": "idle"}
+    quiet = Change(messages=messages(4, 40), launch=a_launch(offset=9), outbox_acked=("l_1", 1))
+    large = Change(messages=[message(4, body='{"of":"' + "x" * 300_000 + '"}')])
+    steps = [
+        more,
+        quiet,
+        large,
+        Change(session={"title": None}),
+        Change(),
+        Change(messages=[message(4)]),
+    ]
+    first = [
+        sessions.Applied(session_id(at), 1, of_its_own(full_change(), at))
+        for at in range(len(steps))
+    ]
+    second = [
+        sessions.Applied(session_id(at), 1, of_its_own(step, at)) for at, step in enumerate(steps)
+    ]
+    stored = []
+    for together in (False, True):
+        savepoint = cx.begin_nested()
+        for each in first:
+            sessions.create_session(cx, a_session(id=each.session_id), Change())
+        for changes in (first, second):
+            if together:
+                sessions.Applied.run(cx, changes)
+            else:
+                for each in changes:
+                    each(cx)
+        stored.append((dump(cx), words_indexed(cx)))
+        savepoint.rollback()
+    assert stored[0] == stored[1]
+    assert len(stored[1][0]["messages"]) == 3 * len(steps) + 2 + 37 + 1 + 1
+
+
+def words_indexed(cx: Connection) -> list[tuple[str, int]]:
+    found = cx.execute(text("SELECT session, seq FROM searched ORDER BY session, seq"))
+    return [(row[0], row[1]) for row in found]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        sessions.Applied(session_id(2), 2, Change(messages=[message(1)])),
+        sessions.Applied(session_id(2), 1, Change(messages=[message(2)])),
+        sessions.Applied(session_id(9), 1, Change(session={"title": "x"})),
+        sessions.Applied(session_id(2), 1, Change(messages=[message(1, thread="nowhere")])),
+    ],
+    ids=["epoch", "gap", "gone", "thread"],
+)
+def test_of_changes_stored_together_one_that_cannot_be_fails_them_all(
+    cx: Connection, wrong: sessions.Applied
+) -> None:
+    for number in (1, 2):
+        sessions.create_session(
+            cx, a_session(id=session_id(number)), Change(threads=[main_thread()])
+        )
+    good = sessions.Applied(session_id(1), 1, Change(messages=[message(1)]))
+    with pytest.raises(Internal):
+        sessions.Applied.run(cx, [good, wrong])
 
 
 def test_acknowledged_commands_leave_the_outbox_of_their_launch_only(cx: Connection) -> None:

@@ -177,8 +177,10 @@ def test_an_old_catalogue_is_brought_up_with_all_that_is_in_it(
         command.upgrade(config, "0001")
         # Today's code writes it; the columns that it did not know then are taken away again.
         cx.exec_driver_sql("ALTER TABLE sessions ADD COLUMN turn_cut text")
+        cx.exec_driver_sql("ALTER TABLE sessions ADD COLUMN searched_seq bigint DEFAULT 0")
         sessions.create_session(cx, a_session(), full_change())
         cx.exec_driver_sql("ALTER TABLE sessions DROP COLUMN turn_cut")
+        cx.exec_driver_sql("ALTER TABLE sessions DROP COLUMN searched_seq")
     engine.dispose()
     catalogue = Catalogue.open(url)
     version = trio.run(catalogue.read, lambda cx: schema_version(cx, url))

@@ -13,8 +13,8 @@ import pytest
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import psycopg
 
-from holdoverd.catalogue import changes, instances, messages, rows, sessions, tokens
-from holdoverd.catalogue.statements import Insertion, Statement
+from holdoverd.catalogue import changes, instances, messages, rows, searched, sessions, tokens
+from holdoverd.catalogue.statements import Many, Statement
 
 
 @dataclass
@@ -44,11 +44,6 @@ def statements() -> Iterator[tuple[str, Statement]]:
         for name, value in vars(module).items():
             if isinstance(value, Statement):
                 yield f"{module.__name__}.{name}", value
-            elif isinstance(value, Insertion):
-                for size, statement in value._statements:
-                    yield f"{module.__name__}.{name} of {size}", statement
-    for keys, with_messages in ((("title", "state"), True), (("last_seq",), False)):
-        yield "changes._fenced_update", changes._fenced_update(keys, with_messages)
     everything = (
         "owner",
         "state",
@@ -62,11 +57,22 @@ def statements() -> Iterator[tuple[str, Statement]]:
     yield "sessions._listing", sessions._listing(everything)
 
 
+def of_many() -> Iterator[tuple[str, Many]]:
+    for module in (changes, messages, searched):
+        for name, value in vars(module).items():
+            if isinstance(value, Many):
+                yield f"{module.__name__}.{name}", value
+    for keys, with_messages in ((("last_seq", "title"), True), (("state",), False), ((), False)):
+        yield f"changes._fences({keys})", changes._fences(keys, with_messages)
+
+
 STATEMENTS = list(statements())
+OF_MANY = list(of_many())
 
 
 def test_all_are_looked_at() -> None:
-    assert len(STATEMENTS) > 10
+    assert len(STATEMENTS) > 8
+    assert len(OF_MANY) > 8
 
 
 @pytest.mark.parametrize(("name", "statement"), STATEMENTS)
@@ -93,6 +99,35 @@ def test_every_value_arrives_at_its_parameter(
             f"value of {key}"
             for key in compiled.positiontup  # type: ignore[attr-defined]
         ]
+
+
+@pytest.mark.parametrize(("name", "many"), OF_MANY)
+@pytest.mark.parametrize("count", [1, 2, 3, 256, 300])
+@pytest.mark.parametrize(
+    "dialect", [sqlite.dialect(), psycopg.dialect()], ids=["sqlite", "psycopg"]
+)
+def test_every_row_arrives_at_its_place(name: str, many: Many, count: int, dialect: Any) -> None:
+    driver = Driver(dialect, [])
+    columns = list(many._columns)
+    rows = [[f"{key} of {number}" for key in columns] for number in range(count)]
+    many.change(driver, rows, many._shared)  # type: ignore[arg-type]
+    runs = [ran for ran in driver.ran if ran[0] != "closed"]
+    assert len(runs) == (count + 255) // 256
+    assert driver.ran.count(("closed", None)) == len(runs)
+    arrived: list[list[Any]] = []
+    for text, parameters in runs:
+        before, _, given = text.partition("(VALUES ")
+        marks = r"\?" if dialect.name == "sqlite" else r"%s(?:::[A-Z ]+)?"
+        one = rf"\({', '.join([marks] * len(columns))}\)"
+        assert re.match(rf"(?:{one}(?:, |\) AS given))+", given), text
+        assert len(re.findall(marks, text)) == len(parameters)
+        assert len(re.findall(marks, before)) == len(many._shared)
+        assert tuple(parameters[: len(many._shared)]) == many._shared
+        values = parameters[len(many._shared) :]
+        arrived += [values[at : at + len(columns)] for at in range(0, len(values), len(columns))]
+    filling = [None] * len(columns)
+    assert [row for row in arrived if row != filling] == rows
+    assert arrived[:count] == rows[: len(arrived)]
 
 
 def test_upserts_are_spelled_alike_in_both() -> None:

@@ -21,7 +21,7 @@ from sqlalchemy.exc import OperationalError
 from holdoverd.catalogue import readers, schema, sessions, writer
 from holdoverd.catalogue.records import Change
 from holdoverd.catalogue.store import Catalogue
-from holdoverd.errors import CatalogueError, Conflict, Internal, NotFound
+from holdoverd.errors import CatalogueError, Conflict, Internal, NotFound, NotOwner
 from tests.catalogue.examples import (
     SESSION,
     a_session,
@@ -29,6 +29,7 @@ from tests.catalogue.examples import (
     main_thread,
     message,
     on_sqlite,
+    session_id,
 )
 
 LONG_S = 60
@@ -232,6 +233,64 @@ async def test_each_of_many_failures_goes_to_its_own_caller(catalogue: Catalogue
     results = await fill(catalogue, jobs)
     assert [error.args for error in results[::2]] == [(number,) for number in range(20)]
     assert await catalogue.read(keys) == results[1::2]
+
+
+async def with_sessions(catalogue: Catalogue, count: int) -> list[str]:
+    ids = [session_id(number) for number in range(count)]
+    for name in ids:
+        opened = Change(threads=[main_thread()])
+        await catalogue.write(
+            lambda cx, name=name, opened=opened: sessions.create_session(  # type: ignore[misc]
+                cx, a_session(id=name), opened
+            )
+        )
+    return ids
+
+
+def said(name: str, seq: int, epoch: int = 1) -> tuple[sessions.Applied, int]:
+    change = Change(messages=[message(seq)], threads=[main_thread(seq)])
+    return sessions.Applied(name, epoch, change), 0
+
+
+def last_seqs(cx: Connection) -> list[int]:
+    table = schema.sessions
+    return list(cx.execute(select(table.c.last_seq).order_by(table.c.id)).scalars())
+
+
+async def test_changes_of_a_group_run_together_and_in_their_order(catalogue: Catalogue) -> None:
+    ids = await with_sessions(catalogue, 5)
+    # Of the first session three, one upon the other, and something else in between.
+    jobs = [said(name, 1) for name in ids] + [said(ids[0], 2), (put("a"), 0), said(ids[0], 3)]
+    assert await fill(catalogue, jobs) == [None] * 6 + ["a", None]
+    assert await catalogue.read(last_seqs) == [3, 1, 1, 1, 1]
+
+
+async def test_one_of_those_that_run_together_fails_alone(catalogue: Catalogue) -> None:
+    ids = await with_sessions(catalogue, 5)
+    jobs = [said(name, 1, epoch=2 if name == ids[2] else 1) for name in ids]
+    results = await fill(catalogue, jobs)
+    assert isinstance(results.pop(2), NotOwner)
+    assert results == [None] * 4
+    assert await catalogue.read(last_seqs) == [1, 1, 0, 1, 1]
+
+
+@on_sqlite
+async def test_a_line_each_of_many_sessions_is_a_handful_of_statements(
+    catalogue: Catalogue,
+) -> None:
+    ids = await with_sessions(catalogue, 100)
+    ran: list[str] = []
+
+    def watch(cx: Connection, *, watching: bool) -> None:
+        driver: Any = cx.connection.dbapi_connection
+        driver.set_trace_callback(ran.append if watching else None)
+
+    await catalogue.write(lambda cx: watch(cx, watching=True))
+    await fill(catalogue, [said(name, 1) for name in ids])
+    await catalogue.write(lambda cx: watch(cx, watching=False))
+    # FTS5's own statements are traced as comments.
+    assert len([text for text in ran if not text.startswith("--")]) < 20
+    assert await catalogue.read(last_seqs) == [1] * 100
 
 
 async def test_later_writes_of_a_group_see_the_earlier_also_after_a_failure(

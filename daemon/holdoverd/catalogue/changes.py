@@ -3,11 +3,14 @@
 For `Catalogue.write`; import these from `sessions`, where they stand beside the reading.
 """
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from operator import attrgetter
+from typing import Any, Self
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Integer,
     Update,
@@ -22,7 +25,7 @@ from sqlalchemy import (
 from holdoverd.catalogue import schema, searched
 from holdoverd.catalogue.jobs import mark_told
 from holdoverd.catalogue.messages import insert_messages
-from holdoverd.catalogue.records import Change, SessionRow
+from holdoverd.catalogue.records import Change, MessageRow, SessionRow
 from holdoverd.catalogue.rows import (
     LAUNCH_COLUMNS,
     OUTBOX_COLUMNS,
@@ -32,7 +35,15 @@ from holdoverd.catalogue.rows import (
     THREAD_COLUMNS,
     session_row,
 )
-from holdoverd.catalogue.statements import Statement, inserting, upserting
+from holdoverd.catalogue.statements import (
+    Given,
+    Many,
+    Statement,
+    inserting,
+    updating_many,
+    upserting,
+)
+from holdoverd.catalogue.writer import Together
 from holdoverd.errors import Conflict, Internal, NotOwner
 
 # What a Change may set. The rest is a session's identity, or moves by take_ownership alone.
@@ -72,38 +83,87 @@ def apply_change(cx: Connection, session_id: str, owner_epoch: int, change: Chan
     so does `n` of a thread that got messages but no ThreadRow.
     """
     _fence(cx, session_id, owner_epoch, change)
-    if change.threads:
-        _UPSERT_THREAD.change_many(
-            cx,
-            [
-                (session_id, row.thread, row.parent_thread, row.title, row.n, row.state, session_id)
-                for row in change.threads
-            ],
-        )
-    if change.messages:
-        insert_messages(cx, session_id, change.messages)
-        searched.add(cx, session_id, change.messages)
-        _advance_threads(cx, session_id, change)
-    if change.permissions:
-        _UPSERT_PERMISSION.change_many(
-            cx, _with_session(session_id, change.permissions, PERMISSION_COLUMNS)
-        )
-    if change.prompts:
-        _UPSERT_PROMPT.change_many(cx, _with_session(session_id, change.prompts, PROMPT_COLUMNS))
-    if change.launch is not None:
-        if change.launch.session != session_id:
+    _store(cx, [(session_id, change)])
+
+
+@dataclass(frozen=True, slots=True)
+class Applied(Together):
+    """`apply_change`, as a function for `Catalogue.write` that runs together with others of its kind.
+
+    A session that says one line has seven rows to change, and of two hundred sessions the lines of a
+    dozen wait for one commit: table by table that is a handful of statements, each of which costs
+    the thread the interpreter's lock, instead of eighty.
+    """
+
+    session_id: str
+    owner_epoch: int
+    change: Change
+
+    def __call__(self, cx: Connection) -> None:
+        apply_change(cx, self.session_id, self.owner_epoch, self.change)
+
+    @property
+    def apart_by(self) -> object:
+        return self.session_id
+
+    @classmethod
+    def run(cls, cx: Connection, them: Sequence[Self]) -> None:
+        """Store all of these changes. Raises where any cannot be, and does not say which."""
+        fenced: dict[tuple[tuple[str, ...], bool], list[tuple[object, ...]]] = {}
+        for each in them:
+            kind, row = _fencing(each.session_id, each.owner_epoch, each.change)
+            fenced.setdefault(kind, []).append(row)
+        for kind, rows in fenced.items():
+            if _fences(*kind).change(cx, rows) != len(rows):
+                raise _not_together("of one the epoch or last_seq is another")
+        _store(cx, [(each.session_id, each.change) for each in them])
+
+
+def _store(cx: Connection, stored: Sequence[tuple[str, Change]]) -> None:
+    """Everything in changes of one session each, whose fences have held.
+
+    Rows that are nearly always there already are updated, and inserted where they were not.
+    """
+    threads = {
+        (session, row.thread): (session, *_THREAD_VALUES(row))
+        for session, change in stored
+        for row in change.threads
+    }
+    if threads and _MOVE_THREADS.change(cx, [*threads.values()]) < len(threads):
+        _UPSERT_THREAD.change_many(cx, [(*row, row[0]) for row in threads.values()])
+    if messages := [(session, change.messages) for session, change in stored if change.messages]:
+        insert_messages(cx, messages)
+        _advance_threads(cx, messages, threads.keys())
+    if permissions := _rows_of(stored, "permissions", PERMISSION_COLUMNS):
+        _UPSERT_PERMISSION.change_many(cx, permissions)
+    if prompts := _rows_of(stored, "prompts", PROMPT_COLUMNS):
+        _UPSERT_PROMPT.change_many(cx, prompts)
+    _store_launches(cx, stored)
+    if outbox := _rows_of(stored, "outbox", OUTBOX_COLUMNS):
+        _INSERT_OUTBOX.change_many(cx, outbox)
+    if acked := [
+        (session, *change.outbox_acked) for session, change in stored if change.outbox_acked
+    ]:
+        _DELETE_OUTBOX.change_many(cx, acked)
+    for session, change in stored:
+        if change.job_told is not None and not mark_told(cx, change.job_told):
+            raise Conflict(f"Session {session} has heard of the end of job {change.job_told}.")
+    searched.add(cx, messages)
+
+
+def _store_launches(cx: Connection, stored: Sequence[tuple[str, Change]]) -> None:
+    launches: list[tuple[object, ...]] = []
+    for session, change in stored:
+        if change.launch is None:
+            continue
+        if change.launch.session != session:
             raise Internal(
-                f"A change of session {session_id} carries launch {change.launch.id} of session "
+                f"A change of session {session} carries launch {change.launch.id} of session "
                 f"{change.launch.session}; nothing of it was stored."
             )
-        _UPSERT_LAUNCH.change(cx, [getattr(change.launch, name) for name in LAUNCH_COLUMNS])
-    if change.outbox:
-        _INSERT_OUTBOX.change_many(cx, _with_session(session_id, change.outbox, OUTBOX_COLUMNS))
-    if change.outbox_acked is not None:
-        launch, n = change.outbox_acked
-        _DELETE_OUTBOX.change(cx, (session_id, launch, n))
-    if change.job_told is not None and not mark_told(cx, change.job_told):
-        raise Conflict(f"Session {session_id} has heard of the end of job {change.job_told}.")
+        launches.append(_LAUNCH_VALUES(change.launch))
+    if launches and _MOVE_LAUNCHES.change(cx, launches) < len(launches):
+        _UPSERT_LAUNCH.change_many(cx, launches)
 
 
 def take_ownership(
@@ -177,7 +237,11 @@ def purges_unfinished(cx: Connection) -> list[str]:
 
 _ZERO, _ONE = literal_column("0", Integer), literal_column("1", Integer)
 
+_THREAD_VALUES = attrgetter(*THREAD_COLUMNS)
+_LAUNCH_VALUES = attrgetter(*LAUNCH_COLUMNS)
+
 _INSERT_SESSION = inserting(schema.sessions, SESSION_COLUMNS)
+_MOVE_THREADS = updating_many(schema.threads, ("session", *THREAD_COLUMNS), ("session", "thread"))
 _UPSERT_THREAD = upserting(
     schema.threads,
     ("session", *THREAD_COLUMNS),
@@ -188,17 +252,10 @@ _UPSERT_THREAD = upserting(
     },
     extra_keys=("of_session",),
 )
-_ADVANCE_THREAD = Statement(
-    ("to_n", "of_session", "of_thread"),
-    lambda _dialect: (
-        update(schema.threads)
-        .where(schema.threads.c.session == bindparam("of_session"))
-        .where(schema.threads.c.thread == bindparam("of_thread"))
-        .values(n=bindparam("to_n"))
-    ),
-)
+_ADVANCE_THREADS = updating_many(schema.threads, ("session", "thread", "n"), ("session", "thread"))
 _UPSERT_PERMISSION = upserting(schema.permissions, ("session", *PERMISSION_COLUMNS))
 _UPSERT_PROMPT = upserting(schema.prompts, ("session", *PROMPT_COLUMNS))
+_MOVE_LAUNCHES = updating_many(schema.launches, LAUNCH_COLUMNS, ("id", "session"))
 _UPSERT_LAUNCH = upserting(schema.launches, LAUNCH_COLUMNS)
 _INSERT_OUTBOX = inserting(schema.outbox, ("session", *OUTBOX_COLUMNS))
 _DELETE_OUTBOX = Statement(
@@ -225,38 +282,41 @@ _TAKE = Statement(
         )
     ),
 )
-_CHECK_EPOCH = Statement(
-    ("of_session", "of_epoch"),
-    # The row lock is for databases that let others write meanwhile; SQLite has only one writer.
-    lambda _dialect: (
-        select(schema.sessions.c.id)
-        .where(schema.sessions.c.id == bindparam("of_session"))
-        .where(schema.sessions.c.owner_epoch == bindparam("of_epoch"))
-        .with_for_update()
-    ),
-)
 
 
 @lru_cache(maxsize=256)
-def _fenced_update(keys: tuple[str, ...], with_messages: bool) -> Statement:
-    """UPDATE of a session's columns where its epoch, and its last_seq if need be, still hold."""
+def _fences(keys: tuple[str, ...], with_messages: bool) -> Many:
+    """UPDATE of sessions' columns where the epoch, and last_seq if need be, still hold.
 
-    def build(_dialect: str) -> Update:
-        table = schema.sessions
+    Rows are (session, its epoch[, last_seq before, `searched.mark`], values of `keys`); without
+    `keys` it changes nothing, and counts. With messages, ``last_seq`` is one of `keys`.
+    """
+    table = schema.sessions
+    columns = {"of_session": table.c.id, "of_epoch": table.c.owner_epoch}
+    if with_messages:
+        columns |= {"of_last_seq": table.c.last_seq, "of_mark": table.c.searched_seq}
+    columns |= {f"to_{key}": table.c[key] for key in keys}
+
+    def build(given: Given) -> Update:
         fenced = (
             update(table)
-            .where(table.c.id == bindparam("of_session"))
-            .where(table.c.owner_epoch == bindparam("of_epoch"))
+            .where(table.c.id == given["of_session"])
+            .where(table.c.owner_epoch == given["of_epoch"])
         )
+        new: dict[str, ColumnElement[Any]] = {key: given[f"to_{key}"] for key in keys}
         if with_messages:
-            fenced = fenced.where(table.c.last_seq == bindparam("of_last_seq"))
-        return fenced.values({key: bindparam(f"to_{key}") for key in keys})
+            fenced = fenced.where(table.c.last_seq == given["of_last_seq"])
+            new["searched_seq"] = searched.moved(given["of_mark"], given["to_last_seq"])
+        # Never without a change: what is counted is locked as well.
+        return fenced.values(new or {"owner_epoch": table.c.owner_epoch})
 
-    where = ("of_session", "of_epoch", *(("of_last_seq",) if with_messages else ()))
-    return Statement((*(f"to_{key}" for key in keys), *where), build)
+    return Many(columns, build)
 
 
-def _fence(cx: Connection, session_id: str, owner_epoch: int, change: Change) -> None:
+def _fencing(
+    session_id: str, owner_epoch: int, change: Change
+) -> tuple[tuple[tuple[str, ...], bool], tuple[object, ...]]:
+    """(what `_fences` is asked for, a row for it). Raises Internal for what no change may be."""
     setting = dict(change.session)
     if foreign := setting.keys() - _MUTABLE:
         raise Internal(
@@ -277,15 +337,17 @@ def _fence(cx: Connection, session_id: str, owner_epoch: int, change: Change) ->
             raise _gap(session_id, f"{seq} stands where {expected} belongs")
         if setting.setdefault("last_seq", last) != last:
             raise _gap(session_id, f"they end with {last}, its last_seq with {setting['last_seq']}")
-        before = (first - 1,)
+        before = (first - 1, searched.mark(change.messages))
     elif "last_seq" in setting:
         raise _gap(session_id, "last_seq moves without any")
-    if setting:
-        statement = _fenced_update(tuple(setting), bool(before))
-        held = statement.change(cx, (*setting.values(), session_id, owner_epoch, *before))
-        if held:
-            return
-    elif _CHECK_EPOCH.finds(cx, (session_id, owner_epoch)):
+    keys = tuple(sorted(setting))
+    values = (setting[key] for key in keys)
+    return (keys, bool(before)), (session_id, owner_epoch, *before, *values)
+
+
+def _fence(cx: Connection, session_id: str, owner_epoch: int, change: Change) -> None:
+    kind, fencing = _fencing(session_id, owner_epoch, change)
+    if _fences(*kind).change(cx, [fencing]):
         return
     row = session_row(cx, session_id)
     if row is not None and row.owner_epoch == owner_epoch:
@@ -293,25 +355,38 @@ def _fence(cx: Connection, session_id: str, owner_epoch: int, change: Change) ->
     raise _not_owner(cx, session_id, owner_epoch)
 
 
-def _advance_threads(cx: Connection, session_id: str, change: Change) -> None:
-    given = {row.thread for row in change.threads}
-    reached = {row.thread: row.n for row in change.messages if row.thread not in given}
+def _advance_threads(
+    cx: Connection,
+    stored: Sequence[tuple[str, Sequence[MessageRow]]],
+    given: Collection[tuple[str, str]],
+) -> None:
+    """Of threads that have got messages, and are not `given` with all else: their n."""
+    reached = {
+        (session, row.thread): row.n
+        for session, rows in stored
+        for row in rows
+        if (session, row.thread) not in given
+    }
     if not reached:
         return
-    moved = _ADVANCE_THREAD.change_many(
-        cx, [(n, session_id, thread) for thread, n in reached.items()]
-    )
+    moved = _ADVANCE_THREADS.change(cx, [(*key, n) for key, n in reached.items()])
     if moved != len(reached):
+        sessions = ", ".join(sorted({session for session, _ in reached}))
         raise Internal(
-            f"Messages of session {session_id} belong to a thread that was never opened, one of "
-            f"{', '.join(sorted(reached))}; nothing of the change was stored."
+            f"Messages of session {sessions} belong to a thread that was never opened, one of "
+            f"{', '.join(sorted(thread for _, thread in reached))}; nothing of the change was stored."
         )
 
 
-def _with_session(
-    session_id: str, rows: Iterable[object], names: tuple[str, ...]
+def _rows_of(
+    stored: Sequence[tuple[str, Change]], name: str, columns: tuple[str, ...]
 ) -> list[tuple[object, ...]]:
-    return [(session_id, *(getattr(row, name) for name in names)) for row in rows]
+    """Rows of one kind that the changes carry, each behind its session."""
+    return [
+        (session, *(getattr(row, column) for column in columns))
+        for session, change in stored
+        for row in getattr(change, name)
+    ]
 
 
 def _gap(session_id: str, what: str) -> Internal:
@@ -319,6 +394,10 @@ def _gap(session_id: str, what: str) -> Internal:
         f"The messages of a change of session {session_id} would leave a gap or repeat ({what}); "
         "nothing of it was stored. Load the session again before the next change."
     )
+
+
+def _not_together(why: str) -> Internal:
+    return Internal(f"These changes cannot be stored together: {why}. Store each by itself.")
 
 
 def _not_owner(cx: Connection, session_id: str, owner_epoch: int) -> NotOwner:

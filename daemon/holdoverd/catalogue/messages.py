@@ -5,14 +5,16 @@ its beginning beside it, and every list gives only that: nobody should wait for 
 past a line. `body` gives it whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, groupby
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Connection, Select, case, func, select
 
 from holdoverd.catalogue import schema
 from holdoverd.catalogue.records import MessageRow
-from holdoverd.catalogue.statements import Insertion
+from holdoverd.catalogue.statements import inserting_many
 
 # contract.md, Messages
 WHOLE_BODY_BYTES = 256 * 1024
@@ -39,11 +41,16 @@ class StoredMessage(MessageRow, gc=False):
 
 
 _COLUMNS = ("session", "seq", "n", "thread", "at", "kind", "uuid", "client_id", "request_id")
-# A read of a spool makes rows that differ in few columns.
-_INSERT = Insertion(
+# A read of a spool makes rows that differ in few columns, those of several sessions in two more.
+_INSERT = inserting_many(
     schema.messages,
     ("seq", "n", "thread", "kind", "uuid", "size", "body"),
-    shared=("session", "at", "client_id", "request_id", "preview"),
+    shared=("client_id", "request_id", "preview", "session", "at"),
+)
+_INSERT_OF_SEVERAL = inserting_many(
+    schema.messages,
+    ("seq", "n", "thread", "kind", "uuid", "size", "body", "session", "at"),
+    shared=("client_id", "request_id", "preview"),
 )
 
 
@@ -52,22 +59,37 @@ def body_size(body: str) -> int:
     return len(body) if body.isascii() else len(body.encode())
 
 
-def insert_messages(cx: Connection, session: str, rows: Sequence[MessageRow]) -> None:
-    """Store messages; for `sessions.apply_change`, which has checked the fence and their order."""
-    alike: list[tuple[object, ...]] = []
-    shared: tuple[object, ...] = ()
-    for row in rows:
-        size = body_size(row.body)
-        preview = row.body[:PREVIEW_CHARACTERS] if size > WHOLE_BODY_BYTES else None
-        own = (session, row.at, row.client_id, row.request_id, preview)
-        if own != shared:
-            if alike:
-                _INSERT.change_many(cx, alike, shared)
-                alike = []
-            shared = own
-        alike.append((row.seq, row.n, row.thread, row.kind, row.uuid, size, row.body))
-    if alike:
-        _INSERT.change_many(cx, alike, shared)
+def insert_messages(cx: Connection, stored: Sequence[tuple[str, Sequence[MessageRow]]]) -> None:
+    """Store messages, of each session some; for `sessions.apply_change`, which has checked the
+    fence and their order.
+    """
+    if len(stored) == 1:
+        insertion, rows = _INSERT, [_of_one(*stored[0])]
+    else:
+        insertion, rows = _INSERT_OF_SEVERAL, [_of_several(*each) for each in stored]
+    for shared, alike in groupby(chain.from_iterable(rows), itemgetter(0)):
+        insertion.change(cx, [row for _, row in alike], shared)
+
+
+_Sharing = Iterator[tuple[tuple[object, ...], tuple[object, ...]]]
+"""(what a row shares with its neighbours, what is its own) of each"""
+
+
+def _of_one(session: str, messages: Sequence[MessageRow]) -> _Sharing:
+    for row in messages:
+        size, preview = _size_and_preview(row.body)
+        shared = (row.client_id, row.request_id, preview, session, row.at)
+        yield shared, (row.seq, row.n, row.thread, row.kind, row.uuid, size, row.body)
+
+
+def _of_several(session: str, messages: Sequence[MessageRow]) -> _Sharing:
+    for shared, own in _of_one(session, messages):
+        yield shared[:3], own + shared[3:]
+
+
+def _size_and_preview(body: str) -> tuple[int, str | None]:
+    size = body_size(body)
+    return size, body[:PREVIEW_CHARACTERS] if size > WHOLE_BODY_BYTES else None
 
 
 def page(cx: Connection, session: str, thread: str, page: int) -> list[StoredMessage]:

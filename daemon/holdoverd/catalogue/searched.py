@@ -17,15 +17,30 @@ to store, and those who watch a burst should not wait for it.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
-from sqlalchemy import Column, Connection, MetaData, Table, bindparam, select, text, update
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    MetaData,
+    Table,
+    Text,
+    case,
+    func,
+    literal_column,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.exc import OperationalError
 
 from holdoverd.catalogue import schema
 from holdoverd.catalogue.messages import PAGE_SIZE, log_after
 from holdoverd.catalogue.records import MessageRow
 from holdoverd.catalogue.rows import session_row
-from holdoverd.catalogue.statements import Insertion, Statement
+from holdoverd.catalogue.statements import Many, Statement, inserting_many
 from holdoverd.errors import BadRequest, NotFound
 from holdoverd.search.words import Term, folded, snippet, text_of
 
@@ -57,27 +72,54 @@ class Hit:
 # --- writing ---------------------------------------------------------------------------------
 
 
-def add(cx: Connection, session: str, rows: Sequence[MessageRow]) -> None:
-    """Index messages of one change, if they are few and all before them is; else `fill_slice` will."""
-    if len(rows) > AT_ONCE:
+def mark(rows: Sequence[MessageRow]) -> int:
+    """The mark of a session whose next messages these are, if it is to move with them; see `moved`.
+
+    Else a mark that no session has: of a burst, which `fill_slice` will index.
+    """
+    return rows[0].seq - 1 if len(rows) <= AT_ONCE else -1
+
+
+def moved(mark: ColumnElement[Any], last: ColumnElement[Any]) -> ColumnElement[int]:
+    """``sessions.searched_seq`` as messages up to `last` are stored: moved on from `mark` alone.
+
+    In the statement that moves ``last_seq`` as well; `add` then indexes them.
+    """
+    at = schema.sessions.c.searched_seq
+    return case((at == mark, last), else_=at)
+
+
+def add(cx: Connection, stored: Sequence[tuple[str, Sequence[MessageRow]]]) -> None:
+    """Index what was just stored of each session, where its mark has moved; else `fill_slice` will.
+
+    Last of all in a transaction, as far as that is known: FTS5 writes out what it has collected
+    before any statement that may have to be undone alone.
+    """
+    few = {session: rows for session, rows in stored if len(rows) <= AT_ONCE}
+    if not few:
         return
-    first, last = rows[0].seq, rows[-1].seq
-    if _ADVANCE.change(cx, (last, session, first - 1)):
-        _insert(cx, session, rows)
+    # As one row: see `messages.recent_uuids`.
+    pairs = [
+        pair.split(" ")
+        for found in _LEVEL.values(cx, [(session,) for session in few])
+        for pair in (found or "").splitlines()
+    ]
+    owners = {pair[0]: pair[1] for pair in pairs}
+    _insert(cx, [(session, owner, few[session]) for session, owner in owners.items()])
 
 
 def fill_slice(cx: Connection, session: str, size: int = FILL_MESSAGES) -> bool:
     """Index the next messages of a session that is behind; True when it no longer is."""
     table = schema.sessions
     found = cx.execute(
-        select(table.c.searched_seq, table.c.last_seq)
+        select(table.c.searched_seq, table.c.last_seq, table.c.owner)
         .where(table.c.id == session, table.c.state != schema.PURGED)
         .with_for_update()
     ).first()
     if found is None or found.searched_seq >= found.last_seq:
         return True
     rows = log_after(cx, session, found.searched_seq, size, FILL_BYTES)
-    _insert(cx, session, rows)
+    _insert(cx, [(session, found.owner, rows)])
     last = rows[-1].seq
     cx.execute(update(table).where(table.c.id == session).values(searched_seq=last))
     return bool(last >= found.last_seq)
@@ -138,26 +180,26 @@ def orphans(cx: Connection, after: int, size: int = 5000) -> tuple[list[str], in
     return sorted(named - known), (max(row.last for row in found) if whole else None)
 
 
-_ADVANCE = Statement(
-    ("to_seq", "of_session", "of_seq"),
-    lambda _dialect: (
-        update(schema.sessions)
-        .where(schema.sessions.c.id == bindparam("of_session"))
-        .where(schema.sessions.c.searched_seq == bindparam("of_seq"))
-        .values(searched_seq=bindparam("to_seq"))
-    ),
-)
-_OWNER = Statement(
-    ("of_session",),
-    lambda _dialect: select(schema.sessions.c.owner).where(
-        schema.sessions.c.id == bindparam("of_session")
+_LINE: Any = literal_column("'\n'", Text)  # declared as str, but it takes this as well
+# "ID OWNER" of each that is indexed to its end. No name of an owner holds a space.
+_LEVEL = Many(
+    {"session": schema.sessions.c.id},
+    lambda given: (
+        select(
+            func.aggregate_strings(
+                schema.sessions.c.id + literal_column("' '", Text) + schema.sessions.c.owner,
+                _LINE,
+            )
+        )
+        .where(schema.sessions.c.id == given["session"])
+        .where(schema.sessions.c.searched_seq == schema.sessions.c.last_seq)
     ),
 )
 # Not `schema`'s: its columns have no types, and Alembic knows nothing of such tables.
 _FTS = Table(
     "searched", MetaData(), *(Column(name) for name in ("scope", "words", "session", "seq"))
 )
-_INSERT_SQLITE = Insertion(_FTS, ("seq", "words"), shared=("session", "scope"))
+_INSERT_SQLITE = inserting_many(_FTS, ("session", "scope", "seq", "words"))
 _INSERT_POSTGRESQL = Statement(
     ("session_word", "owner_word", "session", "seq", "words", "folded"),
     lambda _dialect: text(
@@ -168,19 +210,23 @@ _INSERT_POSTGRESQL = Statement(
 )
 
 
-def _insert(cx: Connection, session: str, rows: Sequence[MessageRow]) -> None:
-    found = [(row.seq, words) for row in rows if (words := text_of(row.kind, row.body))]
+def _insert(cx: Connection, added: Sequence[tuple[str, str, Sequence[MessageRow]]]) -> None:
+    """Index messages: (session, its owner, some of its messages) of each."""
+    sqlite = _is_sqlite(cx)
+    found: list[tuple[object, ...]] = []
+    for session, owner, rows in added:
+        scope = (_session_word(session), _owner_word(owner))
+        own = (session, " ".join(scope)) if sqlite else (*scope, session)
+        for row in rows:
+            if not (words := text_of(row.kind, row.body)):
+                continue
+            found.append((*own, row.seq, words) + (() if sqlite else (folded(words),)))
     if not found:
         return
-    owner = _OWNER.value(cx, (session,))
-    assert owner is not None, "the session was found when its mark was moved"
-    scope = (_session_word(session), _owner_word(owner))
-    if _is_sqlite(cx):
-        _INSERT_SQLITE.change_many(cx, found, (session, " ".join(scope)))
+    if sqlite:
+        _INSERT_SQLITE.change(cx, found)
     else:
-        _INSERT_POSTGRESQL.change_many(
-            cx, [(*scope, session, seq, words, folded(words)) for seq, words in found]
-        )
+        _INSERT_POSTGRESQL.change_many(cx, found)
 
 
 # --- searching -------------------------------------------------------------------------------
@@ -296,6 +342,7 @@ def _owner_word(owner: str) -> str:
     return "o" + _word(owner)
 
 
+@lru_cache(maxsize=4096)
 def _word(name: str) -> str:
     """One word for every engine, whatever the name is made of."""
     return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

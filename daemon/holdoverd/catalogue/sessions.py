@@ -32,6 +32,7 @@ from sqlalchemy import (
 
 from holdoverd.catalogue import schema
 from holdoverd.catalogue.changes import (
+    Applied,
     apply_change,
     create_session,
     purge_session,
@@ -62,6 +63,7 @@ from holdoverd.errors import BadRequest
 
 __all__ = [
     "MAX_LIST",
+    "Applied",
     "LoadedSession",
     "SessionView",
     "apply_change",

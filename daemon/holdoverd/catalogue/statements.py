@@ -7,7 +7,7 @@ which Text, integers and floats do not have, and its wrapping of the driver's ex
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from importlib import import_module
 from itertools import chain
@@ -17,6 +17,7 @@ from sqlalchemy import (
     JSON,
     BindParameter,
     ClauseElement,
+    Column,
     ColumnElement,
     Connection,
     Select,
@@ -24,9 +25,12 @@ from sqlalchemy import (
     Text,
     bindparam,
     cast,
+    column,
     func,
     insert,
     select,
+    text,
+    update,
 )
 from sqlalchemy.engine.interfaces import DBAPICursor
 
@@ -138,45 +142,123 @@ def inserting(table: Table, keys: Sequence[str]) -> Statement:
     return Statement(keys, lambda _dialect: insert(table).values(values(keys)))
 
 
-class Insertion:
-    """INSERT of the named columns for any number of rows, many rows to a statement.
+Given = Mapping[str, ColumnElement[Any]]
+"""The columns of rows that are given as values, by the names that they were asked for with."""
+
+
+class Many:
+    """One statement about many rows that are given as values: ``… FROM (VALUES …) AS given``.
 
     The driver lets go of the interpreter's lock once per statement run, and has to win it back
     each time from an event loop that is busy with the next lines: for `executemany` that is once
-    per row. And it spends longer on binding a small value than the database on storing it, so
-    `shared` columns, which have one value for all rows, are bound once a statement.
+    per row.
+
+    `columns` are named after what they are compared with or stored in, which says their types;
+    `build` makes the statement of them, for rows none of which is of nulls alone: with such ones they
+    are filled up, so that a few texts serve for every number of rows. `shared` parameters stand
+    before the rows: values that all have in common are bound once a statement, since the driver
+    spends longer on binding a small value than the database on storing it.
     """
 
-    # The largest fits every SQLite's 32,766 parameters with twenty columns and to spare; each is
-    # compiled when first used.
-    SIZES = (256, 16, 1)
+    # The largest fits every SQLite's 32,766 parameters with a hundred columns and to spare.
+    SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
-    def __init__(self, table: Table, keys: Sequence[str], shared: Sequence[str] = ()) -> None:
-        self._statements = [
-            (size, _inserting_rows(table, keys, shared, size)) for size in self.SIZES
-        ]
+    def __init__(
+        self,
+        columns: Mapping[str, Column[Any]],
+        build: Callable[[Given], ClauseElement],
+        shared: Sequence[str] = (),
+    ) -> None:
+        self._columns = columns
+        self._build = build
+        self._shared = tuple(shared)
+        # {(dialect name, size): text}
+        self._texts: dict[tuple[str, int], str] = {}
 
-    def change_many(self, cx: Connection, rows: Sequence[Row], shared: Row = ()) -> None:
-        """Insert every row, in order; `shared` are the values of those columns."""
-        done = 0
-        for size, statement in self._statements:
-            while len(rows) - done >= size:
-                chunk = rows[done : done + size]
-                statement.change(cx, list(chain(shared, chain.from_iterable(chunk))))
-                done += size
+    def change(self, cx: Connection, rows: Sequence[Row], shared: Row = ()) -> int:
+        """Run it for every row, in order; the number of rows it changed."""
+        changed = 0
+        for statement, values in self._filled(cx, rows, shared):
+            with closing(cx.connection.cursor()) as cursor:
+                cursor.execute(statement, values)
+                changed += cursor.rowcount
+        return changed
+
+    def values(self, cx: Connection, rows: Sequence[Row], shared: Row = ()) -> list[Any]:
+        """Run a query that finds one value: that of each run."""
+        found = []
+        for statement, values in self._filled(cx, rows, shared):
+            with closing(cx.connection.cursor()) as cursor:
+                cursor.execute(statement, values)
+                row = cursor.fetchone()
+                found.append(None if row is None else row[0])
+        return found
+
+    def _filled(
+        self, cx: Connection, rows: Sequence[Row], shared: Row
+    ) -> Iterator[tuple[str, list[Any]]]:
+        largest = self.SIZES[-1]
+        for first in range(0, len(rows), largest):
+            chunk = rows[first : first + largest]
+            size = next(size for size in self.SIZES if size >= len(chunk))
+            values = [*shared, *chain.from_iterable(chunk)]
+            values += [None] * (len(self._columns) * (size - len(chunk)))
+            yield self._text(cx, size), values
+
+    def _text(self, cx: Connection, size: int) -> str:
+        name = cx.dialect.name
+        text = self._texts.get((name, size))
+        if text is None:
+            before, row, after = self._parts(cx)
+            text = self._texts[name, size] = before + ", ".join([row] * size) + after
+        return text
+
+    def _parts(self, cx: Connection) -> tuple[str, str, str]:
+        """The text for one row, cut around it: Core would take milliseconds for many."""
+        own: Any = cx.dialect
+        dialect = own if own.positional else type(own)(paramstyle="format")
+        compiled: Any = self._build(self._given()).compile(dialect=dialect)
+        places = (*self._shared, *self._columns)
+        assert tuple(compiled.positiontup) == places, "the shared first, then a row"
+        before, opening, rest = compiled.string.partition(_VALUES)
+        row, closing_, after = rest.partition(_AS_GIVEN)
+        return before + opening, row, closing_ + after
+
+    def _given(self) -> Given:
+        types = [column.type for column in self._columns.values()]
+        names = zip(self._columns, types, strict=True)
+        row = text(f"{_VALUES[1:]}({', '.join(f':{name}' for name in self._columns)})")
+        given = row.bindparams(*(bindparam(name, type_=of) for name, of in names))
+        # Both databases call them so; only one would let us give them names.
+        named = (column(f"column{place}", of) for place, of in enumerate(types, 1))
+        return dict(zip(self._columns, given.columns(*named).subquery("given").c, strict=True))
 
 
-def _inserting_rows(
-    table: Table, keys: Sequence[str], shared: Sequence[str], count: int
-) -> Statement:
-    names = [{key: f"{key}_{index}" for key in keys} for index in range(count)]
-    return Statement(
-        [*shared, *(name for row in names for name in row.values())],
-        lambda _dialect: insert(table).values(
-            [
-                {**values(shared), **{key: bindparam(name) for key, name in row.items()}}
-                for row in names
-            ]
+_VALUES, _AS_GIVEN = "(VALUES ", ") AS given"
+
+
+def inserting_many(table: Table, keys: Sequence[str], shared: Sequence[str] = ()) -> Many:
+    """INSERT of the named columns for any number of rows; the first of `keys` is never null.
+
+    `shared` are columns that have one value for all rows.
+    """
+
+    def build(given: Given) -> ClauseElement:
+        alike = [bindparam(key, type_=table.c[key].type) for key in shared]
+        rows = select(*alike, *given.values()).where(given[keys[0]].is_not(None))
+        return insert(table).from_select([*shared, *keys], rows)
+
+    return Many({key: table.c[key] for key in keys}, build, shared)
+
+
+def updating_many(table: Table, keys: Sequence[str], where: Sequence[str]) -> Many:
+    """UPDATE of the named columns in the rows that have the values of `where`, which are among them."""
+    return Many(
+        {key: table.c[key] for key in keys},
+        lambda given: (
+            update(table)
+            .where(*(table.c[key] == given[key] for key in where))
+            .values({key: given[key] for key in keys if key not in where})
         ),
     )
 

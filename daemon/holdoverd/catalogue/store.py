@@ -50,7 +50,9 @@ class Catalogue:
             dialect.close()
             raise
 
-    async def write(self, fn: Callable[[Connection], T], *, size_hint: int = 0) -> T:
+    async def write(
+        self, fn: Callable[[Connection], T], *, size_hint: int = 0, shielded: bool = False
+    ) -> T:
         """Run `fn` in a transaction; return its result once that is durably committed.
 
         Writes queued while a commit runs go into the next one together, in the order they came; an
@@ -62,9 +64,10 @@ class Catalogue:
 
         Cancellation: a write once queued completes, so a caller that is cancelled meanwhile waits
         for it, gets its result and meets the cancellation at its next checkpoint. Cancelled before
-        the call: nothing is queued.
+        the call: nothing is queued, unless it is `shielded`.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
+        if not shielded:
+            await trio.lowlevel.checkpoint_if_cancelled()
         return await self._writer.submit(fn, size_hint)
 
     async def write_beside(self, fn: Callable[[Connection], T]) -> T:

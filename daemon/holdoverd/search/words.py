@@ -33,6 +33,7 @@ _NOT_WORDS = frozenset(
 # Base64 and the like: nobody looks for a word of that length.
 _MAX_WORD = 256
 _STRING = re.compile(r'"((?:[^"\\]|\\.)*)(?:"(\s*:)?|\\?$)', re.DOTALL)
+_SPACE = re.compile(r"\s")
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _NOT_A_WORD = re.compile(r"[\W_]+")
 _TERM = re.compile(r'"([^"]*)"?|(\S+)')
@@ -50,11 +51,14 @@ def text_of(kind: str, body: str) -> str:
     for piece in pieces:
         if room <= 0:
             break
-        if len(piece) > _MAX_WORD and not re.search(r"\s", piece[:_MAX_WORD]):
+        if len(piece) > _MAX_WORD and not _SPACE.search(piece, 0, _MAX_WORD):
             continue
         found.append(piece[:room])
         room -= len(piece) + 1
-    return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", "\n".join(found))
+    text = "\n".join(found)
+    if text.isascii() and "\0" not in text:
+        return text
+    return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _parsed(kind: str, body: str) -> Iterator[str]:

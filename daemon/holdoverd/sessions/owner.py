@@ -158,8 +158,7 @@ class OwnedSession:
                     # Somebody has found it before its creator was told: what is accepted stays.
                     self.model.announce(step)
                 self.model.seal(step, now_ms())
-                with trio.CancelScope(shield=True):
-                    await self._commit(step)
+                await self._commit(step)
             except BaseException as error:
                 saved.restore()
                 self.hub.settled()
@@ -189,6 +188,7 @@ class OwnedSession:
         return SessionMoved(f"Session {self.id} has just moved to another instance; try again.")
 
     async def _commit(self, step: Step) -> None:
+        """Store a step. Not cancelled: the model is ahead by it."""
         change = step.change
         launch = self.model.launch
         outbox = self.following.outbox if self.following is not None else None
@@ -201,13 +201,14 @@ class OwnedSession:
             change.outbox_acked = (launch.id, outbox.acked)
         epoch = self.owner_epoch
         purge = self.model.purging and launch is None
+        applied = sessions_table.Applied(self.id, epoch, change)
 
-        def write(cx: Connection) -> None:
-            sessions_table.apply_change(cx, self.id, epoch, change)
-            if purge:
-                sessions_table.purge_session(cx, self.id, epoch)
+        def apply_and_purge(cx: Connection) -> None:
+            applied(cx)
+            sessions_table.purge_session(cx, self.id, epoch)
 
-        await self.instance.catalogue.write(write, size_hint=step.size_hint)
+        write = apply_and_purge if purge else applied
+        await self.instance.catalogue.write(write, size_hint=step.size_hint, shielded=True)
         self._stored(change)
         if purge:
             self._discarded()
@@ -231,8 +232,7 @@ class OwnedSession:
         try:
             while True:
                 try:
-                    with trio.CancelScope(shield=True):
-                        await self._commit(step)
+                    await self._commit(step)
                     return
                 except CatalogueError as error:
                     if self._stuck is None:
