@@ -37,7 +37,13 @@ from holdoverd.http import shapes
 from holdoverd.http.answering import answer_frame, logged
 from holdoverd.http.context import Context, Viewer
 from holdoverd.http.frame_queue import FrameQueue
-from holdoverd.http.frames import MAX_FRAME_BYTES, SUBPROTOCOL, close_reason, is_too_large
+from holdoverd.http.frames import (
+    MAX_FRAME_BYTES,
+    SUBPROTOCOL,
+    close_reason,
+    is_too_large,
+    text_frame,
+)
 from holdoverd.http.transport import HalfCloseable, Transport, linger
 from holdoverd.http.upgrade import upgrade_head, websocket_key
 from holdoverd.http.wire import Request, Upgrade
@@ -264,9 +270,9 @@ class Stream:
         self._transport = transport
         with self._context.streams.registered(self._caller.token_id, self.end):
             async with trio.open_nursery() as tasks:
-                tasks.start_soon(self._guarded, self._frames, ws, viewer)
+                tasks.start_soon(self._guarded, self._frames, ws, transport, viewer)
                 tasks.start_soon(self._guarded, self._reader, ws)
-                tasks.start_soon(self._guarded, self._worker, ws, viewer)
+                tasks.start_soon(self._guarded, self._worker, ws, transport, viewer)
                 self._serving = True
                 self._moved.ring()
                 await self._pulse(ws, transport, tasks)
@@ -387,11 +393,11 @@ class Stream:
 
     # -- tasks ----------------------------------------------------------------------------------
 
-    async def _frames(self, ws: WebSocketConnection, viewer: Viewer) -> None:
-        send, next_frame = ws.send_message, viewer.next_frame
+    async def _frames(self, ws: WebSocketConnection, transport: Transport, viewer: Viewer) -> None:
+        next_frame = viewer.next_frame
         try:
             while True:
-                await send(await next_frame())
+                await self._say(ws, transport, await next_frame())
         except ViewerClosed as closed:
             self.end(closed.code, closed.reason)
         except ViewerDetached:
@@ -399,6 +405,16 @@ class Stream:
             self._moved.ring()
         except ConnectionClosed:
             return  # the reader sees it too, and lets what was received be done first
+
+    async def _say(self, ws: WebSocketConnection, transport: Transport, text: str) -> None:
+        """Send a frame; no checkpoint where the kernel has room. Raises ConnectionClosed."""
+        if not self._ended.is_set() and not transport.scanner.over:
+            try:
+                await transport.send_frame(text_frame(text))
+                return
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass  # trio-websocket has to find out as well
+        await ws.send_message(text)
 
     async def _reader(self, ws: WebSocketConnection) -> None:
         try:
@@ -420,7 +436,7 @@ class Stream:
             await trio.sleep(FINISH_S)
             self.end(None)
 
-    async def _worker(self, ws: WebSocketConnection, viewer: Viewer) -> None:
+    async def _worker(self, ws: WebSocketConnection, transport: Transport, viewer: Viewer) -> None:
         while True:
             try:
                 message = await self._queue.get()
@@ -432,7 +448,7 @@ class Stream:
             self._handling = False
             self._moved.ring()
             with suppress(ConnectionClosed):
-                await ws.send_message(answer)
+                await self._say(ws, transport, answer)
 
     async def _pulse(
         self, ws: WebSocketConnection, transport: Transport, tasks: trio.Nursery

@@ -76,6 +76,8 @@ class Transport(trio.abc.HalfCloseableStream):
         self._proof_at = -math.inf
         self.scanner = FrameScanner()
         self._frozen = False
+        # While something is being sent that the kernel had no room for at once: others wait here.
+        self._congested: trio.Lock | None = None
         # Of what waits in the kernel; all others return by themselves once we are frozen.
         self._receiving: trio.CancelScope | None = None
         self._sending: trio.CancelScope | None = None
@@ -169,7 +171,11 @@ class Transport(trio.abc.HalfCloseableStream):
             return
         if self._flushed is not None:
             await self._flushed.wait()
+        if not self._frozen:
+            await trio.lowlevel.checkpoint_if_cancelled()
         await self._send(memoryview(data), self._unsent.append)
+        if not self._frozen:
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def flush(self) -> None:
         """Send what came as `unsent`. Broken connections are for others to notice."""
@@ -186,15 +192,29 @@ class Transport(trio.abc.HalfCloseableStream):
             flushed, self._flushed = self._flushed, None
             flushed.set()
 
+    async def send_frame(self, frame: bytes) -> None:
+        """As `send_all`, of a whole frame, but no checkpoint where the kernel has room for it."""
+        if self._flushed is None and not self._swallow:
+            await self._send(memoryview(frame), self._unsent.append)
+        else:
+            await self.send_all(frame)
+
     async def _send(self, view: memoryview, keep: Callable[[memoryview], None]) -> None:
-        """Send `view`, or as much of it as goes until this is frozen; the rest is for `keep`."""
-        if not self._frozen and self._socket is not None:
-            # Nearly every frame has room in the kernel, and needs nothing that could be cancelled.
-            await trio.lowlevel.checkpoint_if_cancelled()
-            view = view[self._send_nowait(view) :]
-            if not view:
-                await trio.lowlevel.cancel_shielded_checkpoint()
-                return
+        """Send `view`, or as much of it as goes until this is frozen; the rest is for `keep`.
+
+        In the order of the calls: what is sent is whole frames, and none may begin within another.
+        """
+        queue = self._congested
+        if queue is not None:
+            await queue.acquire()
+        else:
+            if not self._frozen and self._socket is not None:
+                # Nearly every frame has room in the kernel, and needs nothing to be cancelled.
+                view = view[self._send_nowait(view) :]
+                if not view:
+                    return
+            queue = self._congested = trio.Lock()
+            queue.acquire_nowait()
         try:
             with trio.CancelScope() as self._sending:
                 while view and not self._frozen:
@@ -208,6 +228,9 @@ class Transport(trio.abc.HalfCloseableStream):
             self._sending = self._sending_since = None
             if self._frozen and view:
                 keep(view)
+            if not queue.statistics().tasks_waiting:
+                self._congested = None
+            queue.release()
 
     def _send_nowait(self, view: memoryview) -> int:
         """Send what the kernel has room for at once: how much that was."""

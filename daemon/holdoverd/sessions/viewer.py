@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import trio
+
 from holdoverd.catalogue.records import MessageRow
 from holdoverd.errors import CatalogueError, HoldoverError
 from holdoverd.metrics.counts import Counts
@@ -334,6 +336,7 @@ class Viewer:
         self._queue = _Frames()
         self._chars = 0
         self._lost_deltas = False
+        self._gave_at_once = False
         # How far it still reads, once it has joined: the seq (all threads), or {thread: n}.
         self._target: int | None = None
         self._targets: dict[str, int] = {}
@@ -445,6 +448,13 @@ class Viewer:
 
     async def next_frame(self) -> str:
         """The next text frame to send. Raises ViewerClosed when there will be none."""
+        if self._ready or self._queue:
+            # Many may wait, and sending one needs no turn of the loop: others get theirs here.
+            if self._gave_at_once:
+                await trio.lowlevel.checkpoint()
+            self._gave_at_once = True
+        else:
+            self._gave_at_once = False
         while True:
             # Who is still catching up goes on elsewhere: it has its cursor.
             if self._close is not None and (self._close in _AT_ONCE or self._stage != "live"):
