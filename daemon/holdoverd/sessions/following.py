@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from holdoverd.agents.stream_json import Frame, OversizeLine
 from holdoverd.catalogue import messages as messages_table
 from holdoverd.catalogue.records import LaunchRow, OutboxRow
 from holdoverd.errors import CatalogueError, KeeperError, LockHeld, NotOwner, StaleEpoch
@@ -145,7 +146,7 @@ class Following:
             await self._owner.finish_step(step)
 
     async def _ingest_some(self, reader: SpoolReader) -> bool:
-        """One step, one commit. False when there is nothing more to read for now.
+        """One step, one commit. False when there is nothing more to read until the bell rings.
 
         Where there is more already, the next lines are read and understood while this commit is
         under way: then neither waits for the other, and the slower the disk, the more goes into
@@ -165,53 +166,72 @@ class Following:
                 reader.spool.give_back(reader.position)
             await trio.lowlevel.checkpoint()
             return True
-        counts = self._owner.instance.counts
-        async with self._owner.lock:
-            step = Step()
-            self._owner.hub.ahead = True
-            at = now_ms()
-            launch = reader.launch
-            committed = launch.offset
-            model = self._owner.model
-            start = reader.line_start
-            for size, frame in frames:
-                take_line(model, step, frame, start=start, at=at, stored=start < committed)
-                start += size + 1
-                if step.launch_ended:
-                    break
-            counts.lines += len(frames)
-            counts.line_bytes += start - reader.line_start
-            reader.line_start = start
-            if reader.line_start > committed:
-                launch.offset = reader.line_start
-                opened = model.blocks.replay_from()
-                # A sentence that never ends must not keep the spool from being given back.
-                launch.replay_from = max(
-                    launch.offset if opened is None else opened, launch.offset - MAX_REPLAY_BYTES
-                )
-                step.change.launch = launch
-            if step.initialized or any(p.state == "echoed" for p in step.change.prompts):
-                self._owner.starter.fruitful()
-            if reader.line_start >= committed:
-                self._owner.hub.replaying(False)
-            behind = launch.offset - reader.committed
-            model.seal(step, at)
-            if step.must_commit or behind > COMMIT_BYTES:
-                if reader.more:
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(self._meanwhile, reader, step)
-                        await self._owner.commit_at_last(step)
-                        nursery.cancel_scope.cancel()
-                else:
-                    await self._owner.commit_at_last(step)
-                counts.commits += 1
-                reader.committed = launch.offset
-                reader.spool.give_back(launch.replay_from)
-            self._owner.publish(step)
-            self._heard = trio.current_time()
-        if step.launch_ended:
+        lock = self._owner.lock
+        # A session that was let go of a moment ago gets no further step.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            # Nearly always free: then there is no need for all the others' turns in between.
+            lock.acquire_nowait()
+        except trio.WouldBlock:
+            await lock.acquire()
+        try:
+            launch_ended = await self._take(reader, frames)
+        finally:
+            lock.release()
+        if launch_ended:
             self._over()
-        return True
+        return reader.unread  # what has come since has rung the bell
+
+    async def _take(
+        self, reader: SpoolReader, frames: list[tuple[int, Frame | OversizeLine]]
+    ) -> bool:
+        """One step with `frames`, the lock being held. Whether they told of the launch's end."""
+        counts = self._owner.instance.counts
+        step = Step()
+        self._owner.hub.ahead = True
+        at = now_ms()
+        launch = reader.launch
+        committed = launch.offset
+        model = self._owner.model
+        start = reader.line_start
+        for size, frame in frames:
+            take_line(model, step, frame, start=start, at=at, stored=start < committed)
+            start += size + 1
+            if step.launch_ended:
+                break
+        counts.lines += len(frames)
+        counts.line_bytes += start - reader.line_start
+        reader.line_start = start
+        if reader.line_start > committed:
+            launch.offset = reader.line_start
+            opened = model.blocks.replay_from()
+            # A sentence that never ends must not keep the spool from being given back.
+            launch.replay_from = max(
+                launch.offset if opened is None else opened, launch.offset - MAX_REPLAY_BYTES
+            )
+            step.change.launch = launch
+        if step.initialized or any(p.state == "echoed" for p in step.change.prompts):
+            self._owner.starter.fruitful()
+        if reader.line_start >= committed:
+            self._owner.hub.replaying(False)
+        behind = launch.offset - reader.committed
+        model.seal(step, at)
+        if step.must_commit or behind > COMMIT_BYTES:
+            if reader.more:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._meanwhile, reader, step)
+                    await self._owner.commit_at_last(step)
+                    nursery.cancel_scope.cancel()
+            else:
+                await self._owner.commit_at_last(step)
+            counts.commits += 1
+            reader.committed = launch.offset
+            reader.spool.give_back(launch.replay_from)
+        elif reader.more:
+            await trio.lowlevel.checkpoint()  # others get their turn between two reads
+        self._owner.publish(step)
+        self._heard = trio.current_time()
+        return step.launch_ended
 
     async def _meanwhile(self, reader: SpoolReader, step: Step) -> None:
         """What can be done while `step` is being stored, of which nobody hears before it is."""

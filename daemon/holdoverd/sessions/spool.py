@@ -125,6 +125,11 @@ class SpoolReader:
         """The line that is being read is longer than any that is kept."""
         return self._splitter.pending > MAX_LINE_BYTES
 
+    @property
+    def unread(self) -> bool:
+        """There is more to take, as far as that is known without another look."""
+        return self.more or bool(self._ahead)
+
     def restart(self, position: int) -> None:
         self.position = position
         self.line_start = position
