@@ -292,41 +292,48 @@ class Sessions(Making):
         self, caller: Caller, session: str, thread: str, page: int, epoch: str | None
     ) -> Page:
         """One page of a thread (contract.md); raises Conflict for another epoch."""
-        row = await self._row(caller, session, write=False)
-        if epoch is not None and epoch != row.epoch:
-            raise Conflict(
-                f"Session {session} is at epoch {row.epoch}, not {epoch}: the catalogue was "
-                "restored; load its pages anew.",
-                extra={"epoch": row.epoch},
+
+        def read(cx: Connection) -> Page:
+            row = seen(caller, session, sessions_table.session_row(cx, session))
+            if epoch is not None and epoch != row.epoch:
+                raise Conflict(
+                    f"Session {session} is at epoch {row.epoch}, not {epoch}: the catalogue was "
+                    "restored; load its pages anew.",
+                    extra={"epoch": row.epoch},
+                )
+            rows = messages_table.page(cx, session, thread, page)
+            sealed = len(rows) == PAGE_SIZE
+            last = rows[-1].seq if rows else 0
+            text = (
+                f'{{"thread":{dumps(thread)},"page":{page},"sealed":{"true" if sealed else "false"},'
+                f'"epoch":{dumps(row.epoch)},"messages":[{",".join(map(message_json, rows))}]}}'
             )
-        rows = await self._in.catalogue.read(
-            lambda cx: messages_table.page(cx, session, thread, page)
-        )
-        sealed = len(rows) == PAGE_SIZE
-        last = rows[-1].seq if rows else 0
-        text = (
-            f'{{"thread":{dumps(thread)},"page":{page},"sealed":{"true" if sealed else "false"},'
-            f'"epoch":{dumps(row.epoch)},"messages":[{",".join(map(message_json, rows))}]}}'
-        )
-        return Page(text, sealed, f'"{row.epoch}-{page}-{last}"')
+            return Page(text, sealed, f'"{row.epoch}-{page}-{last}"')
+
+        return await self._in.catalogue.read(read)
 
     async def log(self, caller: Caller, session: str, after: int, limit: int) -> str:
         """The whole log after a seq, all threads."""
-        row = await self._row(caller, session, write=False)
-        rows = await self._in.catalogue.read(
-            lambda cx: messages_table.log_after(
-                cx, session, after, min(limit, LOG_LIMIT), LOG_BYTES
-            )
-        )
-        return f'{{"epoch":{dumps(row.epoch)},"messages":[{",".join(map(message_json, rows))}]}}'
+
+        def read(cx: Connection) -> str:
+            row = seen(caller, session, sessions_table.session_row(cx, session))
+            rows = messages_table.log_after(cx, session, after, min(limit, LOG_LIMIT), LOG_BYTES)
+            messages = ",".join(map(message_json, rows))
+            return f'{{"epoch":{dumps(row.epoch)},"messages":[{messages}]}}'
+
+        return await self._in.catalogue.read(read)
 
     async def body(self, caller: Caller, session: str, seq: int) -> str:
         """One message's body, whole."""
-        await self._row(caller, session, write=False)
-        body = await self._in.catalogue.read(lambda cx: messages_table.body(cx, session, seq))
-        if body is None:
+
+        def read(cx: Connection) -> str | None:
+            seen(caller, session, sessions_table.session_row(cx, session))
+            return messages_table.body(cx, session, seq)
+
+        found = await self._in.catalogue.read(read)
+        if found is None:
             raise NotFound(f"Session {session} has no message {seq}.")
-        return body
+        return found
 
     async def open_viewer(
         self,
