@@ -99,3 +99,23 @@ def test_units_pass_the_keys_by_the_name_that_is_read(unit: str) -> None:
 def test_storage_stands_as_far_behind_the_daemon_as_a_unit_as_under_up(unit: str) -> None:
     text = (Path(__file__).parents[2] / "units" / unit).read_text()
     assert f"Nice={enclose.NICE}\n" in text
+
+
+def test_standing_back_is_tried_again_while_others_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+
+    def write_text(_path: Path, text: str) -> int:
+        tries.append(text)
+        if len(tries) < 4:
+            raise BlockingIOError
+        return len(text)
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    enclose.stand_back(tmp_path / "autogroup")
+    assert tries == [str(enclose.NICE)] * 4
+
+
+def test_a_kernel_that_knows_no_logins_is_left_alone(tmp_path: Path) -> None:
+    enclose.stand_back(tmp_path / "no such folder" / "autogroup")

@@ -19,6 +19,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 from pathlib import Path
 
 REFUSED = 77
@@ -60,11 +61,27 @@ def stay_with(parent: int) -> None:
         os.nice(NICE)
     # Among the processes of one login that is enough. Where the kernel shares a processor out by
     # login first (sched(7), autogroup), ours stands back as a whole.
-    with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(NICE))
+    stand_back(Path("/proc/self/autogroup"))
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
         sys.exit("The supervisor is gone already.")
+
+
+def stand_back(autogroup: Path) -> None:
+    """Give our login as a whole the niceness NICE, where the kernel knows of such a thing.
+
+    It takes one such change in a tenth of a second from all of the machine, and has whoever is not
+    root in its first user namespace try again; a second of that is enough.
+    """
+    for _ in range(20):
+        try:
+            autogroup.write_text(str(NICE))
+        except BlockingIOError:
+            time.sleep(0.05)
+        except OSError:
+            return
+        else:
+            return
 
 
 def _wall_in(paths: list[str]) -> list[int]:
