@@ -414,7 +414,10 @@ class Machine:
     def connect_tcp(self, port: int, host: str = "127.0.0.1") -> socket.socket:
         """A connected socket of the machine's network, for use out here."""
         with open(f"/proc/{self.leader}/ns/net") as namespace:
-            return _in_network(namespace.fileno(), lambda: socket.create_connection((host, port)))
+            made = _in_network(namespace.fileno(), lambda: socket.create_connection((host, port)))
+        # As http.client does with its own: else a body waits 40 ms for its head to be acknowledged.
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return made
 
     @contextlib.contextmanager
     def forwarded(self, port: int) -> Iterator[int]:
