@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from holdoverd.catalogue import turn as turn_module
-from holdoverd.catalogue.turn import FileTurn
+from holdoverd.catalogue.turn import FileTurn, bell_of
 from holdoverd.errors import CatalogueError
 
 LONG_S = 60.0
@@ -158,9 +158,9 @@ def test_without_a_bell_those_who_wait_look_by_themselves(
     path = tmp_path / "db"
     match there:
         case "nothing that may be opened":
-            (tmp_path / "db-bell").mkdir()
+            bell_of(path).mkdir()
         case "another file":
-            (tmp_path / "db-bell").touch()
+            bell_of(path).touch()
         case _:
             monkeypatch.setattr(turn_module, "_ring", lambda _bell: None)
     first, second = FileTurn(path), FileTurn(path)
@@ -184,11 +184,21 @@ def test_without_a_bell_those_who_wait_look_by_themselves(
     second.close()
 
 
+def test_whoever_copies_all_that_is_named_like_the_database_waits_for_nothing(
+    tmp_path: Path,
+) -> None:
+    turn = FileTurn(tmp_path / "db")
+    with turn.held(0):
+        assert all(path.is_file() for path in tmp_path.glob("db*"))
+    turn.close()
+    assert bell_of(tmp_path / "db").is_fifo()
+
+
 def test_a_bell_that_nobody_hears_does_not_hold_up_who_rings(tmp_path: Path) -> None:
     turn = FileTurn(tmp_path / "db")
     with turn.held(0):
         pass
-    bell = os.open(tmp_path / "db-bell", os.O_RDWR | os.O_NONBLOCK)
+    bell = os.open(bell_of(tmp_path / "db"), os.O_RDWR | os.O_NONBLOCK)
     with contextlib.suppress(BlockingIOError):
         while True:
             os.write(bell, bytes(4096))

@@ -111,7 +111,7 @@ class FileTurn:
             except CatalogueError:
                 os.close(turn)
                 raise
-            self._files = (turn, waiting, _open_bell(f"{self._path}-bell"))
+            self._files = (turn, waiting, _open_bell(bell_of(self._path)))
         return self._files
 
     def _open_one(self, suffix: str) -> int:
@@ -143,7 +143,12 @@ def _somebody_waits(waiting: int) -> bool:
     return True
 
 
-def _open_bell(path: str) -> int | None:
+def bell_of(database: Path) -> Path:
+    """Not named as SQLite's own files are: whoever copies ``catalogue.db*`` would read it, for ever."""
+    return database.with_name(f".{database.name}-bell")
+
+
+def _open_bell(path: Path) -> int | None:
     """None where there can be none: those who wait poll then."""
     with contextlib.suppress(OSError):
         with contextlib.suppress(FileExistsError):
