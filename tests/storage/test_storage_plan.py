@@ -119,3 +119,11 @@ def test_standing_back_is_tried_again_while_others_do(
 
 def test_a_kernel_that_knows_no_logins_is_left_alone(tmp_path: Path) -> None:
     enclose.stand_back(tmp_path / "no such folder" / "autogroup")
+
+
+@pytest.mark.parametrize(
+    ("all_of_them", "kept"),
+    [({0}, {0}), ({0, 1}, {1}), ({3, 5, 8}, {5, 8}), ({0, 1, 2, 3}, {2, 3})],
+)
+def test_storage_keeps_to_half_of_the_processors(all_of_them: set[int], kept: set[int]) -> None:
+    assert enclose.half_of(all_of_them) == kept

@@ -62,9 +62,18 @@ def stay_with(parent: int) -> None:
     # Among the processes of one login that is enough. Where the kernel shares a processor out by
     # login first (sched(7), autogroup), ours stands back as a whole.
     stand_back(Path("/proc/self/autogroup"))
+    # What computes when the daemon wakes is made to give way at the next tick of the kernel's clock only,
+    # 4 ms later perhaps, however nice it is.
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, half_of(os.sched_getaffinity(0)))
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
         sys.exit("The supervisor is gone already.")
+
+
+def half_of(processors: set[int]) -> set[int]:
+    """The later half of them, at least one: what storage keeps to."""
+    return set(sorted(processors)[len(processors) // 2 :])
 
 
 def stand_back(autogroup: Path) -> None:
