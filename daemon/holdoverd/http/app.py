@@ -11,7 +11,6 @@ from functools import cached_property, partial
 from sqlalchemy import Connection
 
 from holdoverd.callers import Caller
-from holdoverd.catalogue import tokens
 from holdoverd.errors import MethodNotAllowed, NotFound, Unauthorized
 from holdoverd.http import stream
 from holdoverd.http.api import (
@@ -25,9 +24,9 @@ from holdoverd.http.api import (
     sessions,
     skills,
     storage,
+    tokens,
     web,
 )
-from holdoverd.http.api import tokens as tokens_api
 from holdoverd.http.context import Context
 from holdoverd.http.once import Once, Renew
 from holdoverd.http.wire import (
@@ -48,7 +47,6 @@ from holdoverd.http.wire import (
     check_scope,
     credential,
 )
-from holdoverd.ids import now_ms
 
 Handler = Callable[[Context, Request], Awaitable[Response | Upgrade]]
 
@@ -95,9 +93,9 @@ ROUTES: tuple[Route, ...] = (
     Route("POST",   "/login",                              OPEN,     general.log_in, once=False),
     Route("DELETE", "/login",                              ANY,      general.log_out),
     Route("POST",   "/v1/login-codes",                     ANY,      general.new_login_code, ("code", "url")),
-    Route("GET",    "/v1/tokens",                          ADMIN,    tokens_api.list_all),
-    Route("POST",   "/v1/tokens",                          ADMIN,    tokens_api.create, ("token",)),
-    Route("DELETE", "/v1/tokens/{id}",                     ADMIN,    tokens_api.revoke),
+    Route("GET",    "/v1/tokens",                          ADMIN,    tokens.list_all),
+    Route("POST",   "/v1/tokens",                          ADMIN,    tokens.create, ("token",)),
+    Route("DELETE", "/v1/tokens/{id}",                     ADMIN,    tokens.revoke),
     Route("GET",    "/v1/push",                            READ,     push.show),
     Route("POST",   "/v1/push",                            ANY,      push.subscribe),
     Route("DELETE", "/v1/push/{id}",                       ANY,      push.unsubscribe),
@@ -271,7 +269,7 @@ class App:
         if request.caller is _NOBODY:
             assert request.token is not None, "others were told apart when they were admitted"
             assert route.scope is not None, "open routes have handlers of the loop's"
-            caller = _known(tokens.authenticate(cx, request.token, now_ms()))
+            caller = _known(self.context.authenticate_in(cx, request.token))
             check_scope(caller, route.scope)
             request = replace(request, caller=caller)
         return handler.answer(self.context, request, cx)

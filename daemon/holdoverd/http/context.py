@@ -236,27 +236,25 @@ class Context:
 
     async def authenticate(self, token: str) -> Caller | None:
         """Whose token this is; None when it is not, or no longer, valid."""
-        now = now_ms()
-        return await self.catalogue.read(lambda cx: tokens.authenticate(cx, token, now))
+        return await self.catalogue.read(lambda cx: self.authenticate_in(cx, token))
+
+    def authenticate_in(self, cx: Connection, token: str) -> Caller | None:
+        """As `authenticate`, in a thread of the catalogue's."""
+        return tokens.authenticate(cx, token, now_ms())
 
     async def acting_for(self, caller: Caller, owner: str | None) -> Caller:
         """`caller`, making something for `owner`. contract.md, Doors: admin names anyone.
 
         An admin who names nobody makes it for the default owner, by whatever token it came.
         """
-        if not caller.admin and owner in (None, caller.owner):
-            return caller
+        if not caller.admin:
+            return _for_itself(caller, owner)
         return await self.catalogue.read(lambda cx: self.acting_for_in(cx, caller, owner))
 
     def acting_for_in(self, cx: Connection, caller: Caller, owner: str | None) -> Caller:
         """As `acting_for`, in a thread of the catalogue's."""
         if not caller.admin:
-            if owner not in (None, caller.owner):
-                raise Forbidden(
-                    f"The token belongs to {caller.owner!r} and cannot act for {owner!r}; that"
-                    " needs the scope `admin`."
-                )
-            return caller
+            return _for_itself(caller, owner)
         wanted = owner or DEFAULT_OWNER
         account = tokens.owner_account(cx, wanted)
         if account is None:
@@ -266,3 +264,13 @@ class Context:
                 )
             account = self.default_account
         return Caller(wanted, account, caller.scopes, caller.token_id, admin=True)
+
+
+def _for_itself(caller: Caller, owner: str | None) -> Caller:
+    """A caller that is no admin: it names itself or nobody. Raises Forbidden."""
+    if owner not in (None, caller.owner):
+        raise Forbidden(
+            f"The token belongs to {caller.owner!r} and cannot act for {owner!r}; that"
+            " needs the scope `admin`."
+        )
+    return caller
