@@ -33,6 +33,7 @@ from holdoverd.catalogue.rows import (
     PROMPT_COLUMNS,
     SESSION_COLUMNS,
     THREAD_COLUMNS,
+    not_purged,
     session_row,
 )
 from holdoverd.catalogue.statements import (
@@ -273,7 +274,7 @@ _TAKE = Statement(
         update(schema.sessions)
         .where(schema.sessions.c.id == bindparam("of_session"))
         .where(schema.sessions.c.owner_epoch == bindparam("of_epoch"))
-        .where(schema.sessions.c.state != literal_column(f"'{schema.PURGED}'"))
+        .where(not_purged())
         .values(
             owner_epoch=bindparam("to_epoch"),
             host=bindparam("to_host"),

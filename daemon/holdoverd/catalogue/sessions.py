@@ -8,10 +8,10 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     ColumnElement,
@@ -85,6 +85,8 @@ __all__ = [
     "with_conversation",
 ]
 
+T = TypeVar("T")
+
 MAX_LIST = 500  # contract.md: Lists
 
 
@@ -131,8 +133,8 @@ def load_session(cx: Connection, session_id: str) -> LoadedSession | None:
     ]
     return LoadedSession(
         row=row,
-        threads=_threads(cx, [session_id])[session_id],
-        permissions=_open_permissions(cx, [session_id])[session_id],
+        threads=_of_each(cx, _THREADS, [session_id], ThreadRow)[session_id],
+        permissions=_of_each(cx, _OPEN_PERMISSIONS, [session_id], PermissionRow)[session_id],
         prompts=[
             PromptRow(*found)
             for found in cx.execute(
@@ -322,10 +324,9 @@ def _listing(keys: tuple[str, ...]) -> Statement:
 def session_view_rows(cx: Connection, rows: Sequence[SessionRow]) -> list[SessionView]:
     """The sessions as the wire shows them, in the order of `rows`; three queries however many."""
     ids = [row.id for row in rows]
-    threads, pending = _threads(cx, ids), _open_permissions(cx, ids)
-    queued: dict[str, list[str]] = {session_id: [] for session_id in ids}
-    for session_id, prompt_id in _QUEUED.rows(cx, (json.dumps(ids),)):
-        queued[session_id].append(prompt_id)
+    threads = _of_each(cx, _THREADS, ids, ThreadRow)
+    pending = _of_each(cx, _OPEN_PERMISSIONS, ids, PermissionRow)
+    queued = _of_each(cx, _QUEUED, ids, str)
     return [SessionView(row, threads[row.id], pending[row.id], queued[row.id]) for row in rows]
 
 
@@ -392,17 +393,13 @@ _OPEN_PERMISSIONS = _of_sessions(schema.permissions, PERMISSION_COLUMNS, state="
 _QUEUED = _of_sessions(schema.prompts, ("id",), state="queued", order="seq")
 
 
-def _threads(cx: Connection, ids: Sequence[str]) -> dict[str, list[ThreadRow]]:
-    found: dict[str, list[ThreadRow]] = {session_id: [] for session_id in ids}
-    for session_id, *row in _THREADS.rows(cx, (json.dumps(ids),)):
-        found[session_id].append(ThreadRow(*row))
-    return found
-
-
-def _open_permissions(cx: Connection, ids: Sequence[str]) -> dict[str, list[PermissionRow]]:
-    found: dict[str, list[PermissionRow]] = {session_id: [] for session_id in ids}
-    for session_id, *row in _OPEN_PERMISSIONS.rows(cx, (json.dumps(ids),)):
-        found[session_id].append(PermissionRow(*row))
+def _of_each(
+    cx: Connection, statement: Statement, ids: Sequence[str], made: Callable[..., T]
+) -> dict[str, list[T]]:
+    """{session: what it has of the rows that `statement` finds, in their order}"""
+    found: dict[str, list[T]] = {session_id: [] for session_id in ids}
+    for session_id, *row in statement.rows(cx, (json.dumps(ids),)):
+        found[session_id].append(made(*row))
     return found
 
 

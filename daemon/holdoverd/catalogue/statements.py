@@ -64,27 +64,12 @@ class Statement:
             cursor.executemany(text, rows if bind is None else [bind(row) for row in rows])
             return cursor.rowcount
 
-    def finds(self, cx: Connection, row: Row) -> bool:
-        """Run a query; whether it found anything."""
-        text, bind = self._for(cx)
-        with self._cursor(cx) as cursor:
-            cursor.execute(text, row if bind is None else bind(row))
-            return cursor.fetchone() is not None
-
     def rows(self, cx: Connection, row: Row) -> Sequence[Row]:
         """Run a query, or a change that returns rows; all of them."""
         text, bind = self._for(cx)
         with self._cursor(cx) as cursor:
             cursor.execute(text, row if bind is None else bind(row))
             return cursor.fetchall()
-
-    def value(self, cx: Connection, row: Row) -> Any:
-        """Run a query; the first column of its first row, None where it found nothing."""
-        text, bind = self._for(cx)
-        with self._cursor(cx) as cursor:
-            cursor.execute(text, row if bind is None else bind(row))
-            found = cursor.fetchone()
-            return None if found is None else found[0]
 
     def _cursor(self, cx: Connection) -> AbstractContextManager[DBAPICursor]:
         # Closed also when it raised: the traceback would keep it, and a cursor that lives keeps
