@@ -82,6 +82,20 @@ async def test_stopping_to_accept_keeps_connections_and_listeners(doors: Doors) 
     assert (await late.answer()).status == 200
 
 
+async def test_told_to_accept_and_at_once_to_stop_again_it_accepts_nothing(doors: Doors) -> None:
+    """The second word comes before the task that was woken by the first has run."""
+    doors.server.stop_accepting()
+    await trio.testing.wait_all_tasks_blocked()
+    doors.server.resume_accepting()
+    doors.server.stop_accepting()
+    late = doors.client()
+    await late.send(GET)
+    await trio.testing.wait_all_tasks_blocked()
+    assert doors.server.connections == 0
+    doors.server.resume_accepting()
+    assert (await late.answer()).status == 200
+
+
 async def test_idle_connections_can_be_closed_and_busy_ones_stay(doors: Doors) -> None:
     idle, busy = doors.client(), doors.client("admin")
     await idle.ask("GET", "/healthz")

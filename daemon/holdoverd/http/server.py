@@ -159,7 +159,10 @@ class Server:
     ) -> NoReturn:
         overloaded = False
         while True:
-            await self._accepting.wait()
+            # It may have been told to stop again before it comes to run. From here to the scope there
+            # is no checkpoint: whoever stops it next finds that.
+            while not self.accepting:
+                await self._accepting.wait()
             with trio.CancelScope() as scope:
                 self._accept_scopes.add(scope)
                 try:
