@@ -171,6 +171,34 @@ class Lane:
 
     async def settled(self) -> None:
         """One instance serves, and the sessions have one owner each."""
+        await self._until(
+            lambda found: (
+                [one["state"] for one in found].count("serving") == 1
+                and sum(one["sessions"] for one in found) == self.sessions
+            )
+        )
+
+    async def serves_alone(self, instance: Instance, *, owning: int = 0) -> None:
+        """All that comes gets to it, and it owns that many sessions.
+
+        An older one that has not heard of it yet serves for a moment longer, and again where the one
+        between them drains before that: all who live have to be known to whoever answers.
+        """
+
+        def alone(found: list[Any]) -> bool:
+            known = {one["generation"] for one in found}
+            owned = {
+                one["generation"]: one["sessions"] for one in found if one["state"] == "serving"
+            }
+            return (
+                known >= {other.generation for other in self.host.living()}
+                and set(owned) == {instance.generation}
+                and owned[instance.generation] >= owning
+            )
+
+        await self._until(alone)
+
+    async def _until(self, reached: Callable[[list[Any]], bool]) -> None:
         found: list[Any] = []
         with trio.move_on_after(STRUCK_S):
             while True:
@@ -178,11 +206,9 @@ class Lane:
                     partial(self.host.request, "GET", "/v1/admin/instances")
                 )
                 found = answer[1]["items"] if answer[0] == 200 else []
-                serving = [one for one in found if one["state"] == "serving"]
-                owned = sum(one["sessions"] for one in found)
-                if len(serving) == 1 and owned == self.sessions:
+                if reached(found):
                     return
-                await trio.sleep(0.05)
+                await trio.sleep(0.02)
         raise AssertionError(f"{self.sessions} sessions, and this is who serves: {found}")
 
     def never_two_owners(self) -> None:
@@ -204,6 +230,7 @@ class Lane:
         doomed = await self.start(point, ready=giver)
         if giver:
             # It has taken everything first; then it has to give.
+            await self.serves_alone(doomed, owning=self.sessions)
             await self.lines_go_on(2)
             await self.start(ready=False)
         at = await self.struck(doomed)
@@ -226,6 +253,8 @@ class Lane:
     async def idle(self, point: Point) -> None:
         """Connections between two requests, and one in the middle of a head, change hands."""
         doomed = await self.start(point) if point.side == "giver" else None
+        if doomed is not None:
+            await self.serves_alone(doomed)
         clients = [Client(self.host.port, whole=n < IDLE) for n in range(IDLE + 1)]
         for client in clients:
             await client.arrive()
@@ -245,10 +274,11 @@ class Lane:
     async def passed(self, point: Point) -> None:
         """Whoever comes to the newer instance is passed on to the owner of the session."""
         owner = await self.start(point if point.side == "taker" else None)
+        await self.serves_alone(owner)
         say = f"lines {RATE * 600} rate {RATE} size 200"
         view = await trio.to_thread.run_sync(partial(self.host.new_session, say))
         newer = await self.start(point if point.side == "giver" else None)
-        await self.drains(owner)
+        await self.serves_alone(newer)
         watcher = Told(self.host.admin_socket, view["id"])
         doomed = owner if point.side == "taker" else newer
         async with trio.open_nursery() as nursery:
@@ -267,17 +297,6 @@ class Lane:
             )
             nursery.cancel_scope.cancel()
         assert set(watcher.closes) <= {1001, 1006, 4008, 1000}
-
-    async def drains(self, instance: Instance) -> None:
-        with trio.fail_after(STRUCK_S):
-            while True:
-                answer = await trio.to_thread.run_sync(
-                    partial(self.host.call, "GET", "/v1/admin/instances")
-                )
-                states = {one["generation"]: one["state"] for one in answer["items"]}
-                if states.get(instance.generation) == "draining":
-                    return
-                await trio.sleep(0.02)
 
 
 @dataclass
