@@ -361,17 +361,22 @@ async def test_a_page_too_large_for_a_frame_is_refused_by_name(doors: Doors, ses
         b"\x81\xff\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0",  # a frame of 2^64 bytes
     ],
 )
-async def test_what_is_not_websocket_ends_that_connection_quietly(
+async def test_what_is_not_websocket_is_told_so_and_ends_that_connection_quietly(
     doors: Doors, session: str, garbage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = doors.client("admin")
     lines = [f"GET {PATH} HTTP/1.1", "Host: x"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in UPGRADE.items()]
     await client.send("\r\n".join([*lines, "", ""]).encode() + garbage)
+    received = b""
     with trio.fail_after(60):
-        while await client.stream.receive_some():
-            pass
+        while data := await client.stream.receive_some():
+            received += data
         await trio.testing.wait_all_tasks_blocked()
+    head, frame = received.split(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 101 ")
+    assert frame[0] == 0x88 and frame[1] == len(frame) - 2
+    assert int.from_bytes(frame[2:4]) == (1007 if b"\xff\xfe" == garbage[-2:] else 1002)
     assert doors.server.connections == 0
     assert doors.sessions.viewers[0].closed
     assert [record for record in caplog.records if record.name.startswith("holdoverd")] == []

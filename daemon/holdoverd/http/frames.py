@@ -102,6 +102,12 @@ def text_frame(text: str) -> bytes:
     return pack("!BBQ", 0x81, 127, size) + payload
 
 
+def close_frame(code: int, reason: str) -> bytes:
+    """A close frame of the server's as its bytes on the wire (RFC 6455, 5.5.1)."""
+    payload = pack("!H", code) + close_reason(reason).encode()
+    return bytes((0x88, len(payload))) + payload
+
+
 def close_reason(text: str) -> str:
     """A reason that fits a close frame: at most 123 bytes (RFC 6455, section 5.5)."""
     return text.encode()[:123].decode("utf-8", "ignore")

@@ -20,6 +20,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, cast
 
 import trio
@@ -40,6 +41,7 @@ from holdoverd.http.frame_queue import FrameQueue
 from holdoverd.http.frames import (
     MAX_FRAME_BYTES,
     SUBPROTOCOL,
+    close_frame,
     close_reason,
     is_too_large,
     text_frame,
@@ -79,6 +81,9 @@ MAX_HOPS = 20
 _MAX_PINGS = 8
 _LINGER_BYTES = 64 * 1024 * 1024
 
+PEERS_FAULTS = (1002, 1007)
+"""What wsproto says of bytes that are no WebSocket, and of text that is not UTF-8."""
+
 NO_SESSION = (4004, "There is no such session, or it is not shared with you.")
 
 
@@ -107,6 +112,15 @@ async def open_stream(context: Context, request: Request) -> Upgrade:
         viewer=viewer,
     )
     return Upgrade(stream)
+
+
+def _last_words(ws: WebSocketConnection) -> bytes:
+    """The close frame for a peer that broke the protocol: trio-websocket (0.12.2) knows the code by
+    then, and hangs up without it (RFC 6455, section 7.1.7: it should be sent)."""
+    closed = ws.closed
+    if closed is None or closed.code not in PEERS_FAULTS:
+        return b""
+    return close_frame(closed.code, closed.reason or "")
 
 
 @dataclass(frozen=True)
@@ -225,6 +239,8 @@ class Stream:
                 )
                 ws = await proposal.accept(subprotocol=SUBPROTOCOL)
             if ws is not None:
+                transport.last_words = partial(_last_words, ws)
+                transport.answered()
                 nursery.start_soon(transport.flush)
                 await self._serve(ws, transport)
             # Nobody reads beside `linger` below.

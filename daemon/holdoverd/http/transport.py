@@ -8,6 +8,7 @@ import errno
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
@@ -18,6 +19,8 @@ from holdoverd.http.scanner import FrameScanner
 _SEND_CHUNK = 64 * 1024
 # A send that had to wait this long and then went on proves that somebody reads at the other end.
 _PROOF_S = 1.0
+_LAST_WORDS_S = 1.0
+_CLOSE = b"\x88"  # a close frame is always a whole message
 _NOTHING = memoryview(b"")
 
 
@@ -45,7 +48,7 @@ def _cut(data: memoryview, max_bytes: int | None) -> tuple[bytes, memoryview]:
 
 
 class Transport(trio.abc.HalfCloseableStream):
-    """`stream`, but `head` is received first, and nothing behind it until something was sent.
+    """`stream`, but `head` is received first, and nothing behind it until it was `answered`.
 
     wsproto (1.3) forgets on the server's side what it receives between a request and its answer,
     so frames that a client sends at once behind its upgrade must be kept from it until then.
@@ -84,6 +87,9 @@ class Transport(trio.abc.HalfCloseableStream):
         self.parked = False
         """Frozen, and whoever reads has asked for more: it has dealt with all that it got."""
         self._on_parked: Callable[[], None] = lambda: None
+        self._close_said = False
+        self.last_words: Callable[[], bytes] = lambda: b""
+        """Asked when this is closed before a close frame was sent: what to say then."""
 
     # -- freezing -------------------------------------------------------------------------------
 
@@ -164,13 +170,14 @@ class Transport(trio.abc.HalfCloseableStream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """What is not sent because the connection was frozen before or meanwhile, is `unsent`."""
-        self._answer_made()  # whenever it arrives
         if self._swallow:
             self._swallow = False
             await trio.lowlevel.checkpoint()
             return
         if self._flushed is not None:
             await self._flushed.wait()
+        # trio-websocket sends whole frames, one at a time.
+        self._close_said = self._close_said or data[:1] == _CLOSE
         if not self._frozen:
             await trio.lowlevel.checkpoint_if_cancelled()
         await self._send(memoryview(data), self._unsent.append)
@@ -259,12 +266,21 @@ class Transport(trio.abc.HalfCloseableStream):
         await self._stream.send_eof()
 
     async def aclose(self) -> None:
-        self._answer_made()
+        self.answered()
+        # In the middle of a frame nothing can be said, and frozen it is another's to close.
+        speechless = self._close_said or self._frozen or self._congested or self._flushed
         if self._flushed is not None:
             self._flushed.set()
+        if not speechless and (words := self.last_words()):
+            with (
+                trio.move_on_after(_LAST_WORDS_S),
+                suppress(trio.BrokenResourceError, trio.ClosedResourceError),
+            ):
+                await self._stream.send_all(words)
         await self._stream.aclose()
 
-    def _answer_made(self) -> None:
+    def answered(self) -> None:
+        """What follows the head may be received now; harmless when said again."""
         if self._answered is not None:
             self._answered.set()
             self._answered = None
