@@ -38,6 +38,17 @@ async def test_pipelined_requests_are_answered_in_order(doors: Doors) -> None:
     assert kinds == ["application/json", "text/html; charset=utf-8", "application/json"]
 
 
+async def test_empty_lines_before_a_request_are_passed_over(doors: Doors) -> None:
+    client = doors.client()
+    health = b"GET /healthz HTTP/1.1\r\nHost: localhost:8780\r\n\r\n"
+    await client.send(b"\r\n" + health + b"\r\n" + health)
+    assert [(await client.answer()).status for _ in range(2)] == [200, 200]
+    for piece in (b"\r", b"\n\r\n", health[:9], health[9:]):
+        await client.send(piece)
+        await trio.testing.wait_all_tasks_blocked()
+    assert (await client.answer()).status == 200
+
+
 async def test_a_request_in_single_bytes_is_a_request(doors: Doors) -> None:
     client = doors.client()
     for byte in GET:

@@ -375,8 +375,9 @@ async def test_what_is_not_websocket_is_told_so_and_ends_that_connection_quietly
         await trio.testing.wait_all_tasks_blocked()
     head, frame = received.split(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 101 ")
-    assert frame[0] == 0x88 and frame[1] == len(frame) - 2
-    assert int.from_bytes(frame[2:4]) == (1007 if b"\xff\xfe" == garbage[-2:] else 1002)
+    assert frame[0] == 0x88
+    assert frame[1] == len(frame) - 2
+    assert int.from_bytes(frame[2:4]) == (1007 if garbage[-2:] == b"\xff\xfe" else 1002)
     assert doors.server.connections == 0
     assert doors.sessions.viewers[0].closed
     assert [record for record in caplog.records if record.name.startswith("holdoverd")] == []

@@ -194,12 +194,25 @@ class HttpConnection:
             return False
         await self._send(answer)
         if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
-            self._received = bytes(self._h11.trailing_data[0])
-            self._hops = 0
-            self._h11.start_next_cycle()
+            self._begin_next()
             return True
         await linger(self._stream, self._limits.linger_s, self._limits.linger_bytes)
         return False
+
+    def _begin_next(self) -> None:
+        """Be ready for another request, with what of it came already."""
+        self._hops = 0
+        self._received = b""
+        begun = bytes(self._h11.trailing_data[0])
+        if begun[:1] in (b"\r", b"\n"):
+            # h11 does not pass over empty lines, and cannot be made to forget them.
+            self._h11 = h11.Connection(
+                h11.SERVER, max_incomplete_event_size=self._limits.head_bytes
+            )
+            self._take(begun)
+        else:
+            self._h11.start_next_cycle()
+            self._received = begun
 
     # -- in -------------------------------------------------------------------------------------
 
@@ -213,6 +226,11 @@ class HttpConnection:
     def _take(self, data: bytes) -> None:
         # Of a body, nothing is kept: a request that has begun to be answered stays here.
         if self._h11.their_state is h11.IDLE:
+            if data and not self._received:
+                # RFC 9112, section 2.2: some clients end a body with an empty line too many.
+                data = data.lstrip(b"\r\n")
+                if not data:
+                    return  # and not the end, which h11 would take it for
             self._received += data
         self._h11.receive_data(data)
 

@@ -52,6 +52,7 @@ def _names(data: Mapping[str, object], *, required: bool) -> list[str] | None:
 
 async def list_all(context: Context, request: Request) -> Response:
     caller = await _acting(context, request, {})
+    shapes.query_choice(request.query, "scope", SCOPES)  # a parameter's fault is a 400
     place = _place(request.query, default=None)
     return json_response(await skill_service(context).list_skills(caller, place))
 
