@@ -156,8 +156,9 @@ def _arm_taker(fate: Fate) -> None:
     taking = 0
 
     async def hearing_of(self: Duty, link: Link, packet: Any, coming: Conversation) -> None:
-        # What comes without a session is idle or passed; no scene has both.
-        handoff = "session" if "session" in packet.fields else fate._handoff
+        # What comes without a session is passed on to one that drains, and idle for one that serves.
+        alone = "passed" if self.role.state == "draining" else "idle"
+        handoff = "session" if "session" in packet.fields else alone
         _handoff.set(handoff)
         fate.at("on offer")
         await offered(self, link, packet, coming)
