@@ -150,6 +150,8 @@ def test_what_the_table_does_not_know_is_never_ignored(file: Path, text: str) ->
         ("[agents.x]\nenv = { 'A-B' = '1' }\ncommand = ['x']", "2: env must be variables"),
         ("[agents.X]\ncommand = ['x']", "1: an agent cannot be called 'X'"),
         ("[agents.x]\nenv = {}", "2: agent x has no command"),
+        ("[agents.x]", "1: agent x has no command"),
+        ("[processors.x]", "1: processor x has no command"),
         ("[agents.x]\ncommand = []", "2: agent x has no command"),
         ("[agents]\nx = 1", "2: agents.x is a section"),
         ("[processors.X]\ncommand = ['x']", "1: a processor cannot be called 'X'"),

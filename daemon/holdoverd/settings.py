@@ -344,8 +344,9 @@ NOT_SETTINGS = frozenset({"HOLDOVER_STORAGE_CREDENTIALS"})
 # The rules of S3's general purpose buckets, without dots: those break certificates.
 _AUTHORITY = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]\Z")
-# {section whose tables are named by the operator: what one of them is called}
+# {section whose tables are named by the operator: what one of them is called; those there are anyway}
 _NAMED = {"agents": "agent", "processors": "processor"}
+_DEFAULTS = {"agents": DEFAULT_AGENTS, "processors": DEFAULT_PROCESSORS}
 AGENT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}\Z")
 
 _TABLE = {(row.section, row.key): row for row in SETTINGS}
@@ -398,7 +399,7 @@ def load(paths: Sequence[Path], env: Mapping[str, str]) -> Settings:
     for row in SETTINGS:
         if not row.section.endswith(".NAME"):
             put((row.section, row.key), row.default, "default")
-    for section, defaults in (("agents", DEFAULT_AGENTS), ("processors", DEFAULT_PROCESSORS)):
+    for section, defaults in _DEFAULTS.items():
         for name, one in defaults.items():
             for key, value in one.items():
                 put((f"{section}.{name}", key), value, "default")
@@ -440,6 +441,11 @@ def _flatten(file: Path, text: str) -> list[tuple[Place, object]]:
                 where = f"{file}:{find_line(text, (section, key))}"
                 _check_name(section, key, where)
                 one = _table(where, f"{section}.{key}", value)
+                if not one and key not in _DEFAULTS[section]:
+                    raise SettingsError(
+                        f"{where}: {_NAMED[section]} {key} has no command; give "
+                        'command = ["/path/to/program"], or take the section out.'
+                    )
                 found += [((f"{section}.{key}", name), item) for name, item in one.items()]
             else:
                 found.append(((section, key), value))
