@@ -112,3 +112,15 @@ def boot_id() -> str:
     if told:
         return str(UUID(told))
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def memory_bytes(pid: int) -> int:
+    """What a process of ours has in memory; 0 where it is gone. See proc(5), VmRSS."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    for line in status.splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0

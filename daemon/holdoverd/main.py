@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Literal
 
 import trio
 
-from holdoverd import __version__, instance, systemd
+from holdoverd import __version__, garbage, instance, systemd
 from holdoverd.catalogue import instances as instances_table
 from holdoverd.catalogue.instances import InstanceRow
 from holdoverd.catalogue.store import Catalogue
@@ -148,6 +148,7 @@ async def run(
     counts = Counts()
     try:
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(garbage.run)
             await nursery.start(watch.run)
             push = Push(
                 catalogue,

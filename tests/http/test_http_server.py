@@ -1,5 +1,6 @@
 """Accepting: bounds, overload, stopping and resuming, on memory and on real sockets."""
 
+import contextlib
 import errno
 import os
 import socket
@@ -94,6 +95,22 @@ async def test_told_to_accept_and_at_once_to_stop_again_it_accepts_nothing(doors
     assert doors.server.connections == 0
     doors.server.resume_accepting()
     assert (await late.answer()).status == 200
+
+
+async def test_connections_that_wait_are_accepted_in_one_turn(doors: Doors) -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    waiting = 10
+    with contextlib.ExitStack() as stack, trio.fail_after(60):
+        for _ in range(waiting):
+            client = stack.enter_context(socket.create_connection(listener.socket.getsockname()))
+            client.sendall(GET)
+        before = doors.context.counts.connections["public"]
+        await doors.serve_also({"public": [listener]})
+        while doors.context.counts.connections["public"] == before:
+            await trio.lowlevel.checkpoint()
+        assert doors.context.counts.connections["public"] == before + waiting
+        while doors.context.counts.answers[200] < waiting:
+            await trio.sleep(0.01)
 
 
 async def test_idle_connections_can_be_closed_and_busy_ones_stay(doors: Doors) -> None:

@@ -27,6 +27,7 @@ from holdoverd.handover.wire import Packet
 from holdoverd.http.live import LiveStreams
 from holdoverd.http.server import Server
 from holdoverd.ids import now_ms
+from holdoverd.instance import memory_bytes
 from holdoverd.metrics.counts import Counts
 from holdoverd.sessions.service import Sessions
 from holdoverd.settings import Settings
@@ -408,15 +409,3 @@ class Duty:
                     self._doors.attach(one)
         finally:
             self._giving_http -= 1
-
-
-def memory_bytes(pid: int) -> int:
-    """What a process of ours has in memory; 0 where it is gone. See proc(5), VmRSS."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    for line in status.splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    return 0
