@@ -283,6 +283,20 @@ def test_an_agent_killed_for_memory_is_recorded_as_such(keep: Bench) -> None:
         group.rmdir()
 
 
+def test_when_memory_is_out_the_agent_goes_before_its_keeper(keep: Bench, isolation: str) -> None:
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+    answer = keep.launched(
+        python("print(open('/proc/self/oom_score_adj').read().strip(), flush=True); input()"),
+        isolation,
+    )
+    adjusted = Path(f"/proc/{init_of(answer)}/oom_score_adj")
+    assert int(adjusted.read_text()) == own
+    with keep.owner() as owner:
+        owner.send(protocol.line(1, b""))
+        owner.wait(protocol.Exited)
+    assert keep.wait_end()[0] == b"%d\n" % max(own, init.SOONER)
+
+
 def test_an_inherited_launch_connection_on_stdout_and_stderr_is_let_go(keep: Bench) -> None:
     """systemd's StandardInput=socket makes all three the connection, unless told otherwise."""
     keep.runner = ("/bin/sh", "-c", 'exec "$@" >&0 2>&0', "sh", *keep.runner)
