@@ -9,7 +9,11 @@ read a session and to change one (which is a commit), on CONNECTIONS connections
 door, some of them for what is read and others for what is changed: behind each other, a look would
 count the commit before it. An answer counts from when it was due to be asked for, so that one that is
 late delays those behind it as it would in life. The asker goes first, so that what is measured is not its
-own waiting.
+own waiting; and the host, with attacker and daemon alike, goes before what else this computer does.
+
+An agent that its own attack has ended (memory that is out ends the largest of its processes, which may be the
+agent) is told to do the same again at once. Two hundred Pythons that fork did that to theirs after a second:
+hence Perl.
 
 In each of ROUNDS rounds every attack lasts ARM_S, and before each it is quiet for QUIET_S. A round's
 ratio is the 99th percentile of the answers under an attack by that of all the round's quiet ones. Kept
@@ -49,17 +53,12 @@ CONNECTIONS = {"read": 2, "write": 2}
 BOUND = 1.2
 RESULTS = Path(__file__).with_name("ways_out.md")
 HOME_BYTES = 64 << 20
+SPARE = os.environ.get("HOLDOVER_BENCH_SPARE")
+"""How many processors agents keep off, if not as many as the unit says."""
 
 ATTACKS = {
     "every way out": f"while :; do python3 -I {SCRIPT} {KNOWN} >/dev/null; done",
-    "fork bomb": """python3 -I -c '
-import os
-while True:
-    try:
-        os.fork()
-    except OSError:
-        pass
-'""",
+    "fork bomb": "perl -e 'fork while 1'",
     "memory": "while :; do python3 -I -c 'x = [b\"x\" * (1 << 20) for _ in range(1000)]'; done",
     "disk fill": "while :; do dd if=/dev/zero of=$HOME/fill bs=1M; rm -f $HOME/fill; done",
 }
@@ -70,6 +69,7 @@ def host() -> Iterator[Machine]:
     subprocess.run([SOURCE / "packaging/wheelhouse"], check=True, timeout=900)
     with Machine.boot() as machine:
         prove_limits(machine)
+        machine.go_first()
         machine.put_source()
         here = Path(__file__).parents[1] / "host"
         machine.write(PROGRAM, (here / "shell_agent.py").read_text())
@@ -83,6 +83,10 @@ def host() -> Iterator[Machine]:
         machine.run(["mount", "-t", "tmpfs", "-o", options, "home", home])
         drop_in = "/run/systemd/system/holdover-agent-mallory@.service.d"
         machine.write(f"{drop_in}/bench.conf", LIMITS)
+        if SPARE is not None:
+            agents = "/run/systemd/system/holdover-agent-.service.d"
+            setting = f"Environment=HOLDOVER_SPARE_PROCESSORS={SPARE}"
+            machine.write(f"{agents}/bench.conf", f"[Service]\n{setting}\n")
         machine.systemctl("daemon-reload")
         yield machine
 
@@ -93,9 +97,26 @@ def attack(machine: Machine, mallory: Person, victim: str, command: str) -> Iter
     session, beside = mallory.new(), mallory.new()
     mine, other = unit_of(machine, "mallory")
     machine.write(KNOWN, json.dumps(facts(machine, mine, other, victim)))
-    mallory.prompt(session, command)
-    threading.Event().wait(1.5)  # until it is at full strength
-    yield
+    over = threading.Event()
+
+    def attack_until_over() -> None:
+        mallory.prompt(session, command)
+        keeper = machine.path(f"/proc/{machine.show(mine, 'MainPID')}")
+        while not over.wait(0.1):
+            if not keeper.exists():
+                mallory.prompt(session, command)
+                wait_until(lambda: len(unit_of(machine, "mallory")) == 2, "it goes on")
+                (unit,) = (one for one in unit_of(machine, "mallory") if one != other)
+                keeper = machine.path(f"/proc/{machine.show(unit, 'MainPID')}")
+
+    with ThreadPoolExecutor(1) as attacking:
+        under_way = attacking.submit(attack_until_over)
+        over.wait(1.5)  # until it is at full strength
+        try:
+            yield
+        finally:
+            over.set()
+        under_way.result()
     for unit in unit_of(machine, "mallory"):
         machine.systemctl("kill", "--signal=KILL", unit, check=False)
     for one in (session, beside):

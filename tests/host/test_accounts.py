@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,6 +17,8 @@ from uuid import uuid4
 
 import pytest
 
+from holdoverd.keeper.init import SOONER
+from holdoverd.keeper.processors import beyond
 from tests.host.machine import Machine
 from tests.live.up import Api, wait_until
 
@@ -251,6 +254,17 @@ def served(machine: Machine) -> Iterator[str]:
     yield "git://127.0.0.1/r"
     machine.systemctl("stop", "test-git.service")
     machine.run(["rm", "-r", "/srv/git"])
+
+
+def test_an_agent_keeps_off_the_first_processor_and_is_ended_before_its_keeper(
+    people: tuple[Person, Person],
+) -> None:
+    alice, _ = people
+    look = (
+        "import os; print(sorted(os.sched_getaffinity(0)), open('/proc/self/oom_score_adj').read())"
+    )
+    said = alice.run(alice.new(), f'python3 -I -c "{look}"')
+    assert said == f"{sorted(beyond(1, os.sched_getaffinity(0)))} {SOONER}\n\nstatus 0"
 
 
 def test_a_repository_is_cloned_as_its_account(people: tuple[Person, Person], served: str) -> None:

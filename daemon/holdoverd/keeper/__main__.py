@@ -28,6 +28,7 @@ from holdoverd.keeper import (
     credentials,
     folders,
     launch,
+    processors,
     skills_request,
     spool,
     transcripts,
@@ -62,6 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
             "by `holdover up`, not by hand"
         )
         return 2
+    processors.keep_off(os.environ)
     # Away from the terminal of `holdover up`; under systemd we lead a session already.
     with contextlib.suppress(PermissionError):
         os.setsid()
