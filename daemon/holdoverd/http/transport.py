@@ -243,7 +243,7 @@ class Transport(trio.abc.HalfCloseableStream):
         """Send what the kernel has room for at once: how much that was."""
         assert self._socket is not None, "in memory, sending waits"
         try:
-            return os.write(self._socket.fileno(), view[:_SEND_CHUNK])
+            return os.write(self._socket.fileno(), view)
         except BlockingIOError:
             return 0
         except OSError as error:
