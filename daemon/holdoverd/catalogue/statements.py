@@ -145,8 +145,11 @@ class Many:
     spends longer on binding a small value than the database on storing it.
     """
 
-    # The largest fits every SQLite's 32,766 parameters with a hundred columns and to spare.
-    SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    # The largest fits every SQLite's 32,766 parameters with thirty columns; as many as that of one
+    # session's lines may come at a time.
+    SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+    # Up to here what is missing is filled up.
+    _FILLED = 256
 
     def __init__(
         self,
@@ -182,10 +185,14 @@ class Many:
     def _filled(
         self, cx: Connection, rows: Sequence[Row], shared: Row
     ) -> Iterator[tuple[str, list[Any]]]:
-        largest = self.SIZES[-1]
-        for first in range(0, len(rows), largest):
-            chunk = rows[first : first + largest]
-            size = next(size for size in self.SIZES if size >= len(chunk))
+        first = 0
+        while left := len(rows) - first:
+            if left <= self._FILLED:
+                size = next(size for size in self.SIZES if size >= left)
+            else:
+                size = next(size for size in reversed(self.SIZES) if size <= left)
+            chunk = rows[first : first + size]
+            first += len(chunk)
             values = [*shared, *chain.from_iterable(chunk)]
             values += [None] * (len(self._columns) * (size - len(chunk)))
             yield self._text(cx, size), values
