@@ -86,10 +86,10 @@ HEARTBEAT_S = 5.0
 CLOCK_STEP_S = 2.0
 """What the clock is set by at once is worth a word from here on; NTP steps by a tenth, seldom."""
 
-SWITCH_S = 0.001
+SWITCH_S = 0.0002
 """How long a thread waits for the interpreter while another computes. The catalogue's threads have
 to win it back after every statement: at Python's 5 ms a commit under way would take as long as all
-that the event loop has to do meanwhile."""
+that the event loop has to do meanwhile, and at 1 ms it now and then does."""
 
 
 class CannotStartError(HoldoverError):
