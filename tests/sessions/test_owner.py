@@ -3,14 +3,18 @@
 import contextlib
 import json
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
+from sqlalchemy import Connection
 
+from holdoverd.catalogue.writer import Write
 from holdoverd.errors import Capacity, CatalogueError, Conflict, NotFound, RequestError, Unavailable
-from holdoverd.sessions import holding, launcher, owner, service
-from holdoverd.sessions.model import Step
+from holdoverd.sessions import holding, launcher, owner, service, spool
+from holdoverd.sessions.owner import OwnedSession
 from holdoverd.sessions.viewer import ViewerClosed
 from tests.sessions import house as house_module
 from tests.sessions.house import (
@@ -260,15 +264,15 @@ async def test_a_session_lost_by_a_defect_is_adopted_again(
 async def test_stopping_waits_for_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with a_house(tmp_path, STAYS) as house:
         session = (await house.new())["id"]
-        owned = await house.owned(session)
+        await house.owned(session)
         refusals = 0
 
-        async def full(_step: object) -> None:
+        def full(_fn: object, **_hints: object) -> None:
             nonlocal refusals
             refusals += 1
             raise CatalogueError("The disk is full.")
 
-        monkeypatch.setattr(owned, "_commit", full)
+        monkeypatch.setattr(house.catalogue, "begin_write", full)
         house.kill_keepers()
         await wait_until(lambda: refusals > 0, "the agent's end could not be stored")
         with pytest.raises(Unavailable, match="disk is full"):
@@ -382,36 +386,169 @@ for line in sys.stdin:
 """
 
 
-async def test_lines_that_are_read_while_others_are_stored_are_shown_once_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class SlowDisk:
+    """Writes that take a while, of which every `fails`-th finds the disk full (0: none does)."""
+
+    def __init__(
+        self,
+        house: House,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        takes_s: float = 0.02,
+        fails: int = 0,
+    ) -> None:
+        self._begin: Callable[..., Write[Any]] = house.catalogue.begin_write
+        self._takes_s = takes_s
+        self._fails = fails
+        self._begun = 0
+        self.failed = 0
+        monkeypatch.setattr(owner, "RETRY_S", 0.01)
+        monkeypatch.setattr(house.catalogue, "begin_write", self.begin_write)
+
+    def begin_write(self, fn: Callable[[Connection], Any], **hints: Any) -> Write[Any]:
+        self._begun += 1
+        full = self._fails > 0 and self._begun % self._fails == 0
+        self.failed += full
+
+        def slowly(cx: Connection) -> Any:
+            time.sleep(self._takes_s)
+            found = fn(cx)
+            if full:
+                raise CatalogueError("The disk is full.")
+            return found
+
+        return self._begin(slowly, **hints)
+
+
+def when_ahead(owned: OwnedSession, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What was committed each time that a step was shown while the next one had begun."""
+    publish = owned.hub.publish
+    ahead: list[int] = []
+
+    def watched(*args: Any, **how: Any) -> None:
+        publish(*args, **how)
+        if how.get("ahead"):
+            ahead.append(owned.hub.committed)
+
+    monkeypatch.setattr(owned.hub, "publish", watched)
+    return ahead
+
+
+async def says_all(house: House, owned: OwnedSession) -> None:
+    """Have the agent say its lines, of which nothing is read before the spool holds them."""
+    await owned.pause()
+    await house.sessions.prompt(ADMIN, owned.id, a_prompt())
+    following = owned.following
+    assert following is not None
+    await wait_until(lambda: following.lag_bytes() > 1_000_000, "the spool holds the lines")
+    owned.go_on()
+
+
+async def last_stored(house: House, session: str) -> int:
+    return int((await house.view(session))["last_seq"])
+
+
+@pytest.mark.parametrize("fails", [0, 3])
+async def test_steps_that_are_made_while_others_are_stored_are_shown_once_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int
 ) -> None:
+    monkeypatch.setattr(spool, "AHEAD_BYTES", 200_000)  # five steps
     async with a_house(tmp_path, SAYS_MANY) as house:
         session = (await house.new())["id"]
         owned = await house.owned(session)
         viewer = await house.sessions.open_viewer(
             ADMIN, session, after=0, epoch=None, threads="all"
         )
-        commit = owned._commit
-        stored: list[int] = []
-
-        async def slow(step: Step) -> None:
-            await trio.sleep(0.02)
-            await commit(step)
-            stored.extend(message.seq for message in step.change.messages)
-
-        monkeypatch.setattr(owned, "_commit", slow)
+        disk = SlowDisk(house, monkeypatch, fails=fails)
+        ahead = when_ahead(owned, monkeypatch)
         commits = owned.instance.counts.commits
-        await house.sessions.prompt(ADMIN, session, a_prompt())
+        with trio.fail_after(WAIT_S):
+            while json.loads(await viewer.next_frame())["type"] != "live":
+                pass
+        await says_all(house, owned)
         came: list[str] = []
         with trio.fail_after(WAIT_S):
             while len(came) < 6000:
                 frame = json.loads(await viewer.next_frame())
-                for message in frame.get("messages", ()):
-                    assert message["seq"] <= stored[-1], "shown before it was stored"
-                    if message["kind"] == "assistant":
-                        came.append(message["body"]["message"]["content"][0]["text"].split()[0])
+                if messages := frame.get("messages"):
+                    stored = await last_stored(house, session)
+                    assert messages[-1]["seq"] <= stored, "shown before it was stored"
+                    came += numbers_of(messages)
         assert came == [f"#{n}" for n in range(6000)]
         assert owned.instance.counts.commits > commits
+        assert ahead
+        assert (disk.failed > 0) == (fails > 0)
+
+
+async def test_a_step_that_was_made_ahead_is_lost_with_its_owner_and_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holding, "ADOPT_S", 0.1)
+    async with a_house(tmp_path, SAYS_MANY) as house:
+        session = (await house.new())["id"]
+        owned = await house.owned(session)
+        SlowDisk(house, monkeypatch)
+        ahead = when_ahead(owned, monkeypatch)
+        await says_all(house, owned)
+        await wait_until(lambda: bool(ahead), "a step was made ahead")
+        owned.lose()
+        await wait_until(
+            lambda: house.sessions._owned.get(session) not in (None, owned), "it is adopted"
+        )
+        viewer = await house.sessions.open_viewer(
+            ADMIN, session, after=0, epoch=None, threads="all"
+        )
+        came: list[str] = []
+        with trio.fail_after(WAIT_S):
+            while len(came) < 6000:
+                came += numbers_of(json.loads(await viewer.next_frame()).get("messages", ()))
+        assert came == [f"#{n}" for n in range(6000)]
+
+
+async def test_who_stops_does_not_store_first_all_that_an_agent_has_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "AHEAD_BYTES", 1)  # ten steps
+    async with a_house(tmp_path, SAYS_MANY) as house:
+        session = (await house.new())["id"]
+        owned = await house.owned(session)
+        SlowDisk(house, monkeypatch, takes_s=0.3)
+        ahead = when_ahead(owned, monkeypatch)
+        await says_all(house, owned)
+        await wait_until(lambda: bool(ahead), "a step was made ahead")
+        house.nursery.cancel_scope.cancel()
+    assert owned.hub.committed < 6000
+
+
+async def test_nobody_waits_for_a_session_until_its_agent_has_said_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps are made ahead only while nobody wants the session as it was shown."""
+    monkeypatch.setattr(spool, "AHEAD_BYTES", 1)  # ten steps
+    async with a_house(tmp_path, SAYS_MANY) as house:
+        session = (await house.new())["id"]
+        owned = await house.owned(session)
+        SlowDisk(house, monkeypatch, takes_s=0.3)
+        ahead = when_ahead(owned, monkeypatch)
+        await says_all(house, owned)
+        await wait_until(lambda: bool(ahead), "a step was made ahead")
+        await house.sessions.patch(ADMIN, session, {"title": "done in between"})
+        assert owned.hub.committed < 6000
+        viewer = await house.sessions.open_viewer(
+            ADMIN, session, after=owned.hub.committed, epoch=owned.model.row.epoch, threads="all"
+        )
+        with trio.fail_after(WAIT_S):
+            while json.loads(await viewer.next_frame())["type"] != "live":
+                pass
+        assert owned.hub.committed < 6000
+
+
+def numbers_of(messages: Iterable[Any]) -> list[str]:
+    return [
+        message["body"]["message"]["content"][0]["text"].split()[0]
+        for message in messages
+        if message["kind"] == "assistant"
+    ]
 
 
 WORKS_UNTIL_TOLD = """

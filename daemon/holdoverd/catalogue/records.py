@@ -4,8 +4,10 @@ A session's owner computes a `Change` from the rules, commits it whole or not at
 (`sessions.apply_change`), and only then lets anyone hear of it.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
+from typing import Any, Literal, TypeVar
 
 from msgspec import Struct
 
@@ -163,3 +165,22 @@ class Change:
     launch: LaunchRow | None = None
     job_told: str | None = None
     session: dict[str, object] = field(default_factory=dict)
+
+    def detach(self) -> None:
+        """Hold copies of the rows: whoever has the originals may go on while these are stored."""
+        self.threads = [_copied(row) for row in self.threads]
+        self.permissions = [_copied(row) for row in self.permissions]
+        self.prompts = [_copied(row) for row in self.prompts]
+        self.launch = None if self.launch is None else _copied(self.launch)
+
+
+_R = TypeVar("_R", ThreadRow, PermissionRow, PromptRow, LaunchRow)
+_VALUES: dict[type, Callable[[Any], tuple[Any, ...]]] = {
+    of: attrgetter(*(item.name for item in fields(of)))
+    for of in (ThreadRow, PermissionRow, PromptRow, LaunchRow)
+}
+
+
+def _copied(row: _R) -> _R:
+    """As `copy.copy`, in a third of the time: there are two for every line of a slow agent."""
+    return type(row)(*_VALUES[type(row)](row))

@@ -10,7 +10,7 @@ from holdoverd.catalogue.dialect import Dialect, dialect_for
 from holdoverd.catalogue.hints import Hints
 from holdoverd.catalogue.migrate import migrate
 from holdoverd.catalogue.readers import Readers
-from holdoverd.catalogue.writer import Writer
+from holdoverd.catalogue.writer import Write, Writer
 from holdoverd.metrics.counts import WriterCounts
 
 T = TypeVar("T")
@@ -69,6 +69,13 @@ class Catalogue:
         if not shielded:
             await trio.lowlevel.checkpoint_if_cancelled()
         return await self._writer.submit(fn, size_hint)
+
+    def begin_write(self, fn: Callable[[Connection], T], *, size_hint: int = 0) -> Write[T]:
+        """As `write`, `shielded`, for a caller who has something to do before it waits for it.
+
+        Which it has to, cancelled or not. Raises CatalogueError at once where too many writes wait.
+        """
+        return self._writer.begin(fn, size_hint)
 
     async def write_beside(self, fn: Callable[[Connection], T]) -> T:
         """As `write`, but others' writes may come between what `fn` reads and its commit.

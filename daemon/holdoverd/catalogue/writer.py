@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Self, TypeVar, cast
+from typing import Any, Generic, Literal, Self, TypeVar, cast
 
 import outcome
 import trio
@@ -68,19 +68,34 @@ class Together(ABC):
 
 
 @dataclass(slots=True, eq=False)
-class _Write:
-    """One function to run, the task that waits for it, and what became of it."""
+class Write(Generic[T]):
+    """One function to run, and what became of it. `result` is the thread's until `over`."""
 
-    fn: Callable[[Connection], Any]
+    fn: Callable[[Connection], T]
     size_hint: int
-    task: trio.lowlevel.Task
     token: trio.lowlevel.TrioToken
     queued_at: float
-    result: outcome.Outcome[Any] | None = None
+    result: outcome.Outcome[T] | None = None
+    over: bool = False
+    """It is committed, or has failed."""
+    task: trio.lowlevel.Task | None = None
+    """Which waits for it, if one does so already."""
+
+    async def wait(self) -> T:
+        """What `fn` has returned or raised, once it is over. Not cancelled; no checkpoint if it is."""
+        if self.over:
+            assert self.result is not None, "what is over has come to a result"
+            return self.result.unwrap()
+        self.task = trio.lowlevel.current_task()
+
+        def refuse(_raise_cancel: object) -> trio.lowlevel.Abort:
+            return trio.lowlevel.Abort.FAILED  # a queued write completes, cancelled or not
+
+        return cast(T, await trio.lowlevel.wait_task_rescheduled(refuse))
 
 
 class Writer:
-    """The writer thread and its queue. `submit` from any trio task, `close` from anywhere.
+    """The writer thread and its queue. `begin` from any trio task, `close` from anywhere.
 
     `engine` has one connection, and is the thread's from now on.
     """
@@ -89,7 +104,7 @@ class Writer:
         self._dialect = dialect
         self._engine = engine
         self.counts = WriterCounts()
-        self._queue: deque[_Write] = deque()
+        self._queue: deque[Write[Any]] = deque()
         self._changed = threading.Condition()
         self._closing = False
         # How far the transaction of the thread has come, and what the dialect knows it by.
@@ -104,13 +119,11 @@ class Writer:
 
     async def submit(self, fn: Callable[[Connection], T], size_hint: int) -> T:
         """Queue `fn` and wait until it is committed or has failed. See `Catalogue.write`."""
-        write = _Write(
-            fn,
-            size_hint,
-            trio.lowlevel.current_task(),
-            trio.lowlevel.current_trio_token(),
-            time.perf_counter(),
-        )
+        return await self.begin(fn, size_hint).wait()
+
+    def begin(self, fn: Callable[[Connection], T], size_hint: int) -> Write[T]:
+        """Queue `fn`, for a caller who has something to do meanwhile and then waits for it."""
+        write = Write(fn, size_hint, trio.lowlevel.current_trio_token(), time.perf_counter())
         with self._changed:
             if self._closing:
                 raise CatalogueError(
@@ -123,11 +136,7 @@ class Writer:
                 )
             self._queue.append(write)
             self._changed.notify()
-
-        def refuse(_raise_cancel: object) -> trio.lowlevel.Abort:
-            return trio.lowlevel.Abort.FAILED  # a queued write completes, cancelled or not
-
-        return cast(T, await trio.lowlevel.wait_task_rescheduled(refuse))
+        return write
 
     def close(self) -> None:
         """Write what is queued, then end the thread and close its connection."""
@@ -156,7 +165,7 @@ class Writer:
             log.warning("the catalogue closes without its turn: %s", error)
             self._engine.dispose()
 
-    def _count(self, group: list[_Write], began: float) -> None:
+    def _count(self, group: list[Write[Any]], began: float) -> None:
         counts, ended = self.counts, time.perf_counter()
         counts.groups += 1
         counts.writes += len(group)
@@ -169,12 +178,12 @@ class Writer:
             ):
                 counts.failed += 1
 
-    def _next_group(self) -> list[_Write]:
+    def _next_group(self) -> list[Write[Any]]:
         """All that waits, within the bounds of a group; empty when the writer is to end."""
         with self._changed:
             while not self._queue and not self._closing:
                 self._changed.wait()
-            group: list[_Write] = []
+            group: list[Write[Any]] = []
             size = 0
             while self._queue and len(group) < MAX_GROUP:
                 size += self._queue[0].size_hint
@@ -183,7 +192,7 @@ class Writer:
                 group.append(self._queue.popleft())
             return group
 
-    def _write(self, group: list[_Write]) -> None:
+    def _write(self, group: list[Write[Any]]) -> None:
         """Set `result` of every write in the group."""
         for attempt in range(MAX_ATTEMPTS):
             try:
@@ -220,7 +229,7 @@ class Writer:
             return True
         return attempt == 0 and self._step == "writing" and self._dialect.lost(error)
 
-    def _try(self, group: list[_Write]) -> None:
+    def _try(self, group: list[Write[Any]]) -> None:
         """One transaction for the group."""
         self._step = "connecting"
         with self._dialect.turn(), self._engine.connect() as cx:
@@ -242,7 +251,7 @@ class Writer:
                 raise
             self._step = "committing"
 
-    def _write_bare(self, cx: Connection, group: list[_Write]) -> None:
+    def _write_bare(self, cx: Connection, group: list[Write[Any]]) -> None:
         with self._transaction(cx):
             for run in _runs(group):
                 try:
@@ -253,7 +262,7 @@ class Writer:
                     raise _Raised from error
                 self._check_open(cx)
 
-    def _write_apart(self, cx: Connection, group: list[_Write]) -> None:
+    def _write_apart(self, cx: Connection, group: list[Write[Any]]) -> None:
         with self._transaction(cx):
             for write in group:
                 savepoint = cx.begin_nested()
@@ -285,9 +294,9 @@ class Writer:
             )
 
 
-def _runs(group: list[_Write]) -> list[list[_Write]]:
+def _runs(group: list[Write[Any]]) -> list[list[Write[Any]]]:
     """The group in its order, cut into what is run together."""
-    runs: list[list[_Write]] = []
+    runs: list[list[Write[Any]]] = []
     apart: set[object] = set()
     kind: type[Together] | None = None
     for write in group:
@@ -303,7 +312,7 @@ def _runs(group: list[_Write]) -> list[list[_Write]]:
     return runs
 
 
-def _run_bare(cx: Connection, run: list[_Write]) -> None:
+def _run_bare(cx: Connection, run: list[Write[Any]]) -> None:
     first = run[0]
     if len(run) == 1:
         first.result = outcome.Value(first.fn(cx))
@@ -326,7 +335,7 @@ def _for_one(failure: BaseException) -> BaseException:
     return own
 
 
-def _deliver(group: list[_Write]) -> None:
+def _deliver(group: list[Write[Any]]) -> None:
     """Wake the tasks of a group, one message to each event loop (there is one, outside of tests)."""
     for token in {write.token for write in group}:
         try:
@@ -335,7 +344,9 @@ def _deliver(group: list[_Write]) -> None:
             log.warning("the event loop ended before its writes were answered, ignoring")
 
 
-def _wake(group: list[_Write]) -> None:
+def _wake(group: list[Write[Any]]) -> None:
     for write in group:
         assert write.result is not None, "every write of a group has come to a result"
-        trio.lowlevel.reschedule(write.task, write.result)
+        write.over = True
+        if write.task is not None:
+            trio.lowlevel.reschedule(write.task, write.result)

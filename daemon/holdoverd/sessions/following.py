@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -17,6 +18,7 @@ import trio
 from holdoverd.agents.stream_json import Frame, OversizeLine
 from holdoverd.catalogue import messages as messages_table
 from holdoverd.catalogue.records import LaunchRow, OutboxRow
+from holdoverd.catalogue.writer import Write
 from holdoverd.errors import CatalogueError, KeeperError, LockHeld, NotOwner, StaleEpoch
 from holdoverd.ids import now_ms
 from holdoverd.keeper import protocol
@@ -57,6 +59,8 @@ class Following:
         # TERM or KILL for an agent that takes no numbered command any more
         self._signal: str | None = None
         self._heard = trio.current_time()
+        # What the agent said on, the model being ahead by it, while the step before is stored.
+        self._next: Step | None = None
         owner.hub.replaying(launch.replay_from < launch.offset)
 
     async def run(self) -> None:
@@ -146,11 +150,11 @@ class Following:
             await self._owner.finish_step(step)
 
     async def _ingest_some(self, reader: SpoolReader) -> bool:
-        """One step, one commit. False when there is nothing more to read until the bell rings.
+        """Step by step, commit by commit. False when nothing is left to read until the bell rings.
 
-        Where there is more already, the next lines are read and understood while this commit is
-        under way: then neither waits for the other, and the slower the disk, the more goes into
-        one commit.
+        Where there is more already, the next step is made while this one is being stored: then
+        neither waits for the other, and the slower the disk, the more goes into one commit. It is
+        stored and shown only after this one, and lost with it.
         """
         if self.gone.is_set():
             return False
@@ -175,21 +179,30 @@ class Following:
         except trio.WouldBlock:
             await lock.acquire()
         try:
-            launch_ended = await self._take(reader, frames)
+            step = Step()
+            self._take(reader, step, frames, now_ms())
+            while (following := await self._store(reader, step)) is not None:
+                # Nor does one that was let go of meanwhile.
+                await trio.lowlevel.checkpoint_if_cancelled()
+                step = following
+            launch_ended = step.launch_ended
         finally:
+            self._next = None
             lock.release()
         if launch_ended:
             self._over()
         return reader.unread  # what has come since has rung the bell
 
-    async def _take(
-        self, reader: SpoolReader, frames: list[tuple[int, Frame | OversizeLine]]
-    ) -> bool:
-        """One step with `frames`, the lock being held. Whether they told of the launch's end."""
+    def _take(
+        self,
+        reader: SpoolReader,
+        step: Step,
+        frames: Sequence[tuple[int, Frame | OversizeLine]],
+        at: int,
+    ) -> None:
+        """Put `frames` into `step`, the lock being held: the model goes ahead by them."""
         counts = self._owner.instance.counts
-        step = Step()
         self._owner.hub.ahead = True
-        at = now_ms()
         launch = reader.launch
         committed = launch.offset
         model = self._owner.model
@@ -214,30 +227,55 @@ class Following:
             self._owner.starter.fruitful()
         if reader.line_start >= committed:
             self._owner.hub.replaying(False)
-        behind = launch.offset - reader.committed
-        model.seal(step, at)
-        if step.must_commit or behind > COMMIT_BYTES:
-            if reader.more:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._meanwhile, reader, step)
-                    await self._owner.commit_at_last(step)
-                    nursery.cancel_scope.cancel()
-            else:
-                await self._owner.commit_at_last(step)
-            counts.commits += 1
-            reader.committed = launch.offset
-            reader.spool.give_back(launch.replay_from)
+
+    async def _store(self, reader: SpoolReader, step: Step) -> Step | None:
+        """Store and show `step`, the lock being held. The next one, where it was begun meanwhile."""
+        owner, launch = self._owner, reader.launch
+        sealed = owner.seal(step, now_ms())
+        reader.hand_over()
+        offset, replay_from = launch.offset, launch.replay_from
+        self._next = None
+        if step.must_commit or offset - reader.committed > COMMIT_BYTES:
+            begun: Write[None] | None = None
+            if reader.more and not step.launch_ended:
+                with suppress(CatalogueError):  # said again by the next try
+                    begun = owner.begin_storing(sealed)
+                    await self._meanwhile(reader, step, begun)
+            await owner.store_at_last(sealed, begun)
+            owner.instance.counts.commits += 1
+            reader.committed = offset
+            reader.spool.give_back(replay_from)
         elif reader.more:
             await trio.lowlevel.checkpoint()  # others get their turn between two reads
-        self._owner.publish(step)
+        owner.publish(sealed, ahead=self._next is not None)
         self._heard = trio.current_time()
-        return step.launch_ended
+        return self._next
 
-    async def _meanwhile(self, reader: SpoolReader, step: Step) -> None:
-        """What can be done while `step` is being stored, of which nobody hears before it is."""
+    async def _meanwhile(self, reader: SpoolReader, step: Step, storing: Write[None]) -> None:
+        """What can be done while `step` is being stored, of which nobody hears before it is.
+
+        In this task: to tell another to stop would take several turns of a loop that is busy, in
+        which nothing is stored. Not cancelled, and no longer than `AHEAD_BYTES` take.
+        """
         self._owner.hub.prepare(step.events)
-        while reader.read_ahead():
-            await trio.lowlevel.checkpoint()
+        at = now_ms()  # of all that comes meanwhile: what differs less is stored faster
+        while not storing.over and reader.read_ahead():
+            if self._may_go_on and (frames := reader.take_ahead()):
+                self._next = self._next or Step()
+                self._take(reader, self._next, frames, at)
+                if self._next.launch_ended:
+                    return
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    @property
+    def _may_go_on(self) -> bool:
+        """Nobody waits for the session to be what has been shown of it."""
+        owner = self._owner
+        return (
+            owner.goes_on.is_set()
+            and not owner.lock.statistics().tasks_waiting
+            and not owner.hub.level_wanted
+        )
 
     # -- what the agent is told -------------------------------------------------------------------
 

@@ -205,7 +205,7 @@ class Making(Holding):
         launch_begun(model, step, launch)
         if (prompt := spec.get("prompt")) is not None:
             accept_prompt(step, session, check_prompt(session, prompt))
-        model.seal(step, now_ms())
+        sealed = session.seal(step, now_ms())
         self._in.observe("record_launch")
 
         def store(cx: Connection) -> None:
@@ -217,7 +217,7 @@ class Making(Holding):
             sessions_table.create_session(cx, first, step.change)
 
         await self._in.catalogue.write(store)
-        session.shown(step)
+        session.shown(sealed)
         return launch
 
     def before_agents(self, make_room: MakeRoom) -> None:

@@ -10,6 +10,7 @@ When another instance takes the session, the next write or greeting says so, and
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import trio
@@ -20,6 +21,7 @@ from holdoverd.catalogue import messages as messages_table
 from holdoverd.catalogue import sessions as sessions_table
 from holdoverd.catalogue.records import Change, LaunchRow, MessageRow, OutboxRow
 from holdoverd.catalogue.store import Catalogue
+from holdoverd.catalogue.writer import Write
 from holdoverd.errors import (
     Capacity,
     CatalogueError,
@@ -58,8 +60,26 @@ LOCK_S = 10.0
 
 PURGE_RETRY_S = 10.0
 
+_QUIET = frozenset({"last_seq", "updated_at", "live"})
+"""Columns of a session in which no level shows."""
+
 STOP_STEP_S = 5.0
 """stream-json.md §11: what an ending agent gets to finish its turn, to leave, and to obey TERM."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A step that is whole: how it is stored, and what is shown then, wherever the model is by now.
+
+    `purges`: the session goes with it. `view`: the session's wire form after this step, None where
+    no level can have changed. `over`: the session has ended, and has no agent any more.
+    """
+
+    step: Step
+    write: Callable[[Connection], None]
+    purges: bool
+    view: dict[str, Any] | None
+    over: bool
 
 
 class OwnedSession:
@@ -157,8 +177,8 @@ class OwnedSession:
                 if self.model.creating:
                     # Somebody has found it before its creator was told: what is accepted stays.
                     self.model.announce(step)
-                self.model.seal(step, now_ms())
-                await self._commit(step)
+                sealed = self.seal(step, now_ms())
+                await self._store(sealed)
             except BaseException as error:
                 saved.restore()
                 self.hub.settled()
@@ -168,7 +188,7 @@ class OwnedSession:
                 if isinstance(error, Internal) or not isinstance(error, RequestError):
                     self.lose()  # nobody can tell what is true: load it anew
                 raise
-            self.publish(step)
+            self.publish(sealed)
             return result
         finally:
             self.lock.release()
@@ -187,9 +207,14 @@ class OwnedSession:
     def _moved(self) -> SessionMoved:
         return SessionMoved(f"Session {self.id} has just moved to another instance; try again.")
 
-    async def _commit(self, step: Step) -> None:
-        """Store a step. Not cancelled: the model is ahead by it."""
+    def seal(self, step: Step, at: int) -> Sealed:
+        """Make a step whole. Nothing else of this session is on its way to the catalogue then.
+
+        From here on it holds its own, and the model may go on before it is stored.
+        """
+        self.model.seal(step, at)
         change = step.change
+        change.detach()
         launch = self.model.launch
         outbox = self.following.outbox if self.following is not None else None
         if (
@@ -207,10 +232,29 @@ class OwnedSession:
             applied(cx)
             sessions_table.purge_session(cx, self.id, epoch)
 
-        write = apply_and_purge if purge else applied
-        await self.instance.catalogue.write(write, size_hint=step.size_hint, shielded=True)
-        self._stored(change)
-        if purge:
+        shows = (
+            step.levels_changed
+            or change.permissions
+            or change.prompts
+            or not _QUIET.issuperset(change.session)
+        )
+        return Sealed(
+            step,
+            apply_and_purge if purge else applied,
+            purge,
+            self._build_view() if shows else None,
+            self.model.row.ended_at is not None and launch is None,
+        )
+
+    def begin_storing(self, sealed: Sealed) -> Write[None]:
+        """For `stored`, to be waited for however it is with the caller. Raises CatalogueError."""
+        return self.instance.catalogue.begin_write(sealed.write, size_hint=sealed.step.size_hint)
+
+    async def _store(self, sealed: Sealed, begun: Write[None] | None = None) -> None:
+        """Not cancelled: the model is ahead by it."""
+        await (begun or self.begin_storing(sealed)).wait()
+        self._stored(sealed.step.change)
+        if sealed.purges:
             self._discarded()
 
     def _stored(self, change: Change) -> None:
@@ -223,8 +267,10 @@ class OwnedSession:
         if change.outbox:
             self.following.outbox.add(change.outbox)
 
-    async def commit_at_last(self, step: Step) -> None:
-        """Commit what the agent said, however long the catalogue cannot: the spool holds it.
+    async def store_at_last(self, sealed: Sealed, begun: Write[None] | None = None) -> None:
+        """Store what the agent said, however long the catalogue cannot: the spool holds it.
+
+        `begun`: the first try, where it is under way.
 
         Raises NotOwner. Cancelled between two tries it leaves the model ahead of the catalogue;
         then this instance stops, or has lost the session.
@@ -232,7 +278,7 @@ class OwnedSession:
         try:
             while True:
                 try:
-                    await self._commit(step)
+                    await self._store(sealed, begun)
                     return
                 except CatalogueError as error:
                     if self._stuck is None:
@@ -243,6 +289,7 @@ class OwnedSession:
                             extra={"session": self.id},
                         )
                     self._stuck = error
+                    begun = None
                 await trio.sleep(RETRY_S)
         finally:
             self._stuck = None
@@ -277,30 +324,26 @@ class OwnedSession:
             model.queued_ids(),
         )
 
-    def publish(self, step: Step) -> None:
+    def publish(self, sealed: Sealed, *, ahead: bool = False) -> None:
+        """Show a step that is stored. `ahead`: the model has gone on since it was sealed."""
         frame: str | None = None
-        change = step.change
-        quiet = {"last_seq", "updated_at", "live"}
-        if (
-            step.levels_changed
-            or change.permissions
-            or change.prompts
-            or not quiet.issuperset(change.session)
-        ):
+        step = sealed.step
+        if sealed.view is not None:
             before = self._view
-            self._view = self._build_view()
+            self._view = sealed.view
             levels = levels_of(self._view)
             if levels != self._levels:
                 self._levels = levels
                 asked = frozenset(p["request_id"] for p in before["pending"])
                 self.instance.levels_changed(before["state"], asked, self._view)
                 frame = dumps({"type": "session", "session": self._view})
-        self.hub.publish(step.events, frame, self._grown_frame)
-        for prompt_id, said in self._withdrawals.items():
-            if prompt_id in step.kept_prompts or prompt_id not in self.model.prompts:
+        self.hub.publish(step.events, frame, self._grown_frame, ahead=ahead)
+        settled = (prompt.id for prompt in step.change.prompts if prompt.state != "queued")
+        for prompt_id in (*step.kept_prompts, *settled):
+            if (said := self._withdrawals.get(prompt_id)) is not None:
                 said.set()
         self._reload_if_due()
-        if self.model.row.ended_at is not None and self.model.launch is None:
+        if sealed.over:
             self.hub.ended = True
             self.hub.settled()
 
@@ -335,10 +378,10 @@ class OwnedSession:
         """The ``session`` frame for viewers who do not see every thread that grew."""
         return dumps({"type": "session", "session": self.current_view()})
 
-    def shown(self, step: Step) -> None:
+    def shown(self, sealed: Sealed) -> None:
         """A step of this session's was stored by another way than `act`: show it."""
-        self._stored(step.change)
-        self.publish(step)
+        self._stored(sealed.step.change)
+        self.publish(sealed)
 
     def knows_prompt(self, prompt_id: str) -> bool:
         """Whether a prompt of that id was accepted lately; the catalogue knows for certain."""
@@ -592,9 +635,9 @@ class OwnedSession:
     async def finish_step(self, step: Step) -> None:
         """Seal, store and show a step of the owner's own; the lock is held. Raises NotOwner."""
         self.hub.ahead = True
-        self.model.seal(step, now_ms())
-        await self.commit_at_last(step)
-        self.publish(step)
+        sealed = self.seal(step, now_ms())
+        await self.store_at_last(sealed)
+        self.publish(sealed)
 
     # -- stopping an agent ---------------------------------------------------------------------------
 

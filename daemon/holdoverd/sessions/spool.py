@@ -28,7 +28,7 @@ is mapped, faulted in and unmapped (from 128 KiB on); others get their turn in b
 
 AHEAD_BYTES = 1024 * 1024
 """How much is read and understood at most while a commit is under way; so one commit, and one burst
-to viewers, takes about this much."""
+to viewers, takes about this much, and the memory of a session twice as much."""
 
 PUNCH_BYTES = 1024 * 1024
 """Holes are punched in steps of this size: a system call per megabyte, not per line."""
@@ -137,27 +137,35 @@ class SpoolReader:
         """The latest read found as much as it asked for."""
         self._splitter = LineSplitter()
         self._ahead: list[tuple[int, Frame | OversizeLine]] = []
-        self._ahead_bytes = 0
+        self._ahead_from = position
 
     def read_frames(self) -> list[tuple[int, Frame | OversizeLine]] | None:
         """What was read ahead, else what the next read completes; None at the file's present end.
 
         (bytes without the newline, what the line is) of each.
         """
-        frames, self._ahead, self._ahead_bytes = self._ahead, [], 0
-        return frames or self._read()
+        frames = self.take_ahead() or self._read()
+        self.hand_over()
+        return frames
 
     def read_ahead(self) -> bool:
         """Read on for the next `read_frames`. False: there is nothing more to be done ahead.
 
         Nothing of it has happened yet: neither the session nor the disk is touched.
         """
-        if not self.more or self._ahead_bytes >= AHEAD_BYTES or self.overflowing:
+        if not self.more or self.position - self._ahead_from >= AHEAD_BYTES or self.overflowing:
             return False
-        before = self.position
         self._ahead += self._read() or ()
-        self._ahead_bytes += self.position - before
         return True
+
+    def take_ahead(self) -> list[tuple[int, Frame | OversizeLine]]:
+        """What has been read ahead so far."""
+        frames, self._ahead = self._ahead, []
+        return frames
+
+    def hand_over(self) -> None:
+        """What was taken goes to be stored: what is read from now on is ahead of that."""
+        self._ahead_from = self.position
 
     def _read(self) -> list[tuple[int, Frame | OversizeLine]] | None:
         data = self.spool.read(self.position)

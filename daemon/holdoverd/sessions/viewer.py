@@ -135,15 +135,26 @@ class Hub:
         if any(viewer.joined and viewer.seen_threads() is None for viewer in self._viewers):
             self._prepared = events, _frames(events, None)
 
+    @property
+    def level_wanted(self) -> bool:
+        """Somebody waits for a moment in which the session's state is what was published."""
+        return any(viewer.wants_level for viewer in self._viewers)
+
     def publish(
-        self, events: Sequence[Event], session_frame: str | None, grown_frame: Callable[[], str]
+        self,
+        events: Sequence[Event],
+        session_frame: str | None,
+        grown_frame: Callable[[], str],
+        *,
+        ahead: bool = False,
     ) -> None:
         """Show `events` in order to every live viewer, then the session's new levels.
 
         `session_frame`: None where no level changed. A viewer who does not see a thread that has
-        grown gets `grown_frame()` then: so it knows how far that thread has come.
+        grown gets `grown_frame()` then: so it knows how far that thread has come. `ahead`: the
+        session has gone on already.
         """
-        self.ahead = self._replaying
+        self.ahead = ahead or self._replaying
         grown = {event.thread: event.n for event in events if isinstance(event, MessageRow)}
         if grown:
             self.thread_n.update(grown)
@@ -363,6 +374,11 @@ class Viewer:
     def joined(self) -> bool:
         """Messages of the threads it sees are pushed from now on; see `_catch_up`."""
         return self.live or (self._target is not None if self._all else bool(self._threads))
+
+    @property
+    def wants_level(self) -> bool:
+        """It becomes live, or is shown open blocks again, only from a true snapshot."""
+        return not self.live or self._lost_deltas or bool(self._catching_up)
 
     @property
     def at_the_door(self) -> bool:
