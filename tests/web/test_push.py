@@ -20,11 +20,16 @@ from tests.push.loopback import Browser, Service, push_service
 from tests.web.conftest import picture
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, Response, Route
 
 pytestmark = [needs_browser, pytest.mark.slow]
 
 NewPage = Callable[..., "Page"]
+
+
+def _renewal(response: Response) -> bool:
+    return response.request.method == "POST" and response.url.endswith("/v1/push")
+
 
 _SUBSCRIBE = """
 (() => {
@@ -32,7 +37,7 @@ _SUBSCRIBE = """
   PushManager.prototype.getSubscription = async () => null;
   PushManager.prototype.subscribe = async (options) => {
     window.subscribedFor = options.applicationServerKey;
-    return { toJSON: () => made };
+    return { toJSON: () => made, unsubscribe: async () => true };
   };
 })();
 """
@@ -125,7 +130,8 @@ def test_a_closed_page_says_that_its_agent_waits_and_leads_to_the_question(
     )
     question.get_by_role("button", name="Allow").first.click()
     up.wait_state(session, "idle")
-    page.reload()
+    with page.expect_response(_renewal):
+        page.reload()
     page.get_by_text("needs no answer any more").wait_for()
     _, _, body = service.wait(2)[1]
     assert json.loads(browser.open(body))["kind"] == "finished"
@@ -140,3 +146,33 @@ def test_a_closed_page_says_that_its_agent_waits_and_leads_to_the_question(
     up.prompt(session, "say nobody hears it")
     up.wait_state(session, "idle")
     assert len(service.came) == 2
+
+
+def test_who_turns_it_off_while_it_is_being_renewed_has_the_last_word(
+    up: Up, new_page: NewPage, remote: tuple[Service, Path]
+) -> None:
+    service, _ = remote
+    made = {"endpoint": service.endpoint("tablet"), "keys": Browser().keys()}
+    page = new_page()
+    page.context.grant_permissions(["notifications"])
+    page.add_init_script(_SUBSCRIBE % json.dumps(made))
+    page.reload()
+    page.get_by_role("link", name="Phone").click()
+    section = page.get_by_role("region", name="Notifications on this device")
+    section.get_by_role("button", name="Notify me").click()
+    section.get_by_text("This device is notified.").wait_for()
+
+    held: list[Route] = []
+    page.route(
+        "**/v1/push", lambda r: held.append(r) if r.request.method == "POST" else r.continue_()
+    )
+    page.reload()
+    wait_until(lambda: page.evaluate("1") and held, "it is being renewed")
+    section.get_by_role("button", name="Stop notifying me").click()
+    section.get_by_text("This device is not notified.").wait_for()
+    with page.expect_response(lambda r: r.request.method == "DELETE" and r.status == 204):
+        held[0].continue_()
+    came = len(service.came)
+    session = up.new_session("say nobody hears it")["id"]
+    up.wait_state(session, "idle")
+    assert len(service.came) == came

@@ -9,6 +9,9 @@ export type PushState = "unsupported" | "denied" | "off" | "on";
 
 const WORKER = "/sw.js";
 
+/** How often it was turned off on this page: whatever was being turned on then is not wanted any more. */
+let turnedOff = 0;
+
 /** Made once: a page may make only one of a name. */
 let policy: ReturnType<Policies["createPolicy"]> | null = null;
 
@@ -28,6 +31,7 @@ export function pushShared(): boolean {
  * it from a click: browsers ask for leave then only.
  */
 export async function turnOn(shared = pushShared()): Promise<PushState> {
+  const began = turnedOff;
   if ((await Notification.requestPermission()) !== "granted") return pushState();
   const { public_key } = await call<{ public_key: string }>("GET", "/v1/push");
   const registration = await navigator.serviceWorker.register(workerAddress());
@@ -38,18 +42,28 @@ export async function turnOn(shared = pushShared()): Promise<PushState> {
   const made = await registration.pushManager.subscribe({ userVisibleOnly: true, applicationServerKey: public_key });
   const { endpoint, keys } = made.toJSON();
   const { id } = await call<{ id: string }>("POST", "/v1/push", { endpoint, keys, shared });
+  if (turnedOff !== began) {
+    // A page renews it when it is opened, which takes a while.
+    await forget(made, id);
+    return "off";
+  }
   remember("push", id);
   remember("push-shared", shared || null);
   return "on";
 }
 
 export async function turnOff(): Promise<PushState> {
+  turnedOff += 1;
   const id = recall<string>("push");
   remember("push", null);
   const registration = await navigator.serviceWorker.getRegistration();
-  await (await registration?.pushManager.getSubscription())?.unsubscribe();
-  if (id !== null) await call("DELETE", `/v1/push/${encodeURIComponent(id)}`).catch(() => {});
+  await forget(await registration?.pushManager.getSubscription(), id);
   return "off";
+}
+
+async function forget(made: PushSubscription | null | undefined, id: string | null): Promise<void> {
+  if (id !== null) await call("DELETE", `/v1/push/${encodeURIComponent(id)}`).catch(() => {});
+  await made?.unsubscribe();
 }
 
 /** Once somebody is logged in: subscriptions end with the login that made them, so make it anew. */
