@@ -3,7 +3,8 @@
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -444,6 +445,20 @@ async def says_all(house: House, owned: OwnedSession) -> None:
     owned.go_on()
 
 
+@asynccontextmanager
+async def a_step_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, takes_s: float = 0.02
+) -> AsyncIterator[tuple[House, OwnedSession]]:
+    """A session whose agent has said its lines, at the moment at which a step was first made ahead."""
+    async with a_house(tmp_path, SAYS_MANY) as house:
+        owned = await house.owned((await house.new())["id"])
+        SlowDisk(house, monkeypatch, takes_s=takes_s)
+        ahead = when_ahead(owned, monkeypatch)
+        await says_all(house, owned)
+        await wait_until(lambda: bool(ahead), "a step was made ahead")
+        yield house, owned
+
+
 async def last_stored(house: House, session: str) -> int:
     return int((await house.view(session))["last_seq"])
 
@@ -484,13 +499,8 @@ async def test_a_step_that_was_made_ahead_is_lost_with_its_owner_and_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(holding, "ADOPT_S", 0.1)
-    async with a_house(tmp_path, SAYS_MANY) as house:
-        session = (await house.new())["id"]
-        owned = await house.owned(session)
-        SlowDisk(house, monkeypatch)
-        ahead = when_ahead(owned, monkeypatch)
-        await says_all(house, owned)
-        await wait_until(lambda: bool(ahead), "a step was made ahead")
+    async with a_step_ahead(tmp_path, monkeypatch) as (house, owned):
+        session = owned.id
         owned.lose()
         await wait_until(
             lambda: house.sessions._owned.get(session) not in (None, owned), "it is adopted"
@@ -509,13 +519,7 @@ async def test_who_stops_does_not_store_first_all_that_an_agent_has_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spool, "AHEAD_BYTES", 1)  # ten steps
-    async with a_house(tmp_path, SAYS_MANY) as house:
-        session = (await house.new())["id"]
-        owned = await house.owned(session)
-        SlowDisk(house, monkeypatch, takes_s=0.3)
-        ahead = when_ahead(owned, monkeypatch)
-        await says_all(house, owned)
-        await wait_until(lambda: bool(ahead), "a step was made ahead")
+    async with a_step_ahead(tmp_path, monkeypatch, takes_s=0.3) as (house, owned):
         house.nursery.cancel_scope.cancel()
     assert owned.hub.committed < 6000
 
@@ -525,13 +529,8 @@ async def test_nobody_waits_for_a_session_until_its_agent_has_said_all(
 ) -> None:
     """Steps are made ahead only while nobody wants the session as it was shown."""
     monkeypatch.setattr(spool, "AHEAD_BYTES", 1)  # ten steps
-    async with a_house(tmp_path, SAYS_MANY) as house:
-        session = (await house.new())["id"]
-        owned = await house.owned(session)
-        SlowDisk(house, monkeypatch, takes_s=0.3)
-        ahead = when_ahead(owned, monkeypatch)
-        await says_all(house, owned)
-        await wait_until(lambda: bool(ahead), "a step was made ahead")
+    async with a_step_ahead(tmp_path, monkeypatch, takes_s=0.3) as (house, owned):
+        session = owned.id
         await house.sessions.patch(ADMIN, session, {"title": "done in between"})
         assert owned.hub.committed < 6000
         viewer = await house.sessions.open_viewer(

@@ -20,7 +20,7 @@ from tests.push.loopback import Browser, Service, push_service
 from tests.web.conftest import picture
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page, Response, Route
+    from playwright.sync_api import Locator, Page, Response, Route
 
 pytestmark = [needs_browser, pytest.mark.slow]
 
@@ -59,13 +59,9 @@ def up(remote: tuple[Service, Path]) -> Iterator[Up]:
         yield up
 
 
-def test_a_closed_page_says_that_its_agent_waits_and_leads_to_the_question(
-    up: Up, new_page: NewPage, remote: tuple[Service, Path]
-) -> None:
-    service, _ = remote
-    browser = Browser()
-    made = {"endpoint": service.endpoint("phone"), "keys": browser.keys()}
-    page = new_page()
+def turned_on(page: Page, endpoint: str, browser: Browser) -> Locator:
+    """The page's part on notifications, turned on with a subscription of ours at `endpoint`."""
+    made = {"endpoint": endpoint, "keys": browser.keys()}
     # A new headless Chromium grants nothing by a click.
     page.context.grant_permissions(["notifications"])
     page.add_init_script(_SUBSCRIBE % json.dumps(made))
@@ -74,6 +70,16 @@ def test_a_closed_page_says_that_its_agent_waits_and_leads_to_the_question(
     section = page.get_by_role("region", name="Notifications on this device")
     section.get_by_role("button", name="Notify me").click()
     section.get_by_text("This device is notified.").wait_for()
+    return section
+
+
+def test_a_closed_page_says_that_its_agent_waits_and_leads_to_the_question(
+    up: Up, new_page: NewPage, remote: tuple[Service, Path]
+) -> None:
+    service, _ = remote
+    browser = Browser()
+    page = new_page()
+    section = turned_on(page, service.endpoint("phone"), browser)
     key = up.call("GET", "/v1/push")["public_key"]
     assert page.evaluate("window.subscribedFor") == key
     picture(page, "notifications-light")
@@ -152,15 +158,8 @@ def test_who_turns_it_off_while_it_is_being_renewed_has_the_last_word(
     up: Up, new_page: NewPage, remote: tuple[Service, Path]
 ) -> None:
     service, _ = remote
-    made = {"endpoint": service.endpoint("tablet"), "keys": Browser().keys()}
     page = new_page()
-    page.context.grant_permissions(["notifications"])
-    page.add_init_script(_SUBSCRIBE % json.dumps(made))
-    page.reload()
-    page.get_by_role("link", name="Phone").click()
-    section = page.get_by_role("region", name="Notifications on this device")
-    section.get_by_role("button", name="Notify me").click()
-    section.get_by_text("This device is notified.").wait_for()
+    section = turned_on(page, service.endpoint("tablet"), Browser())
 
     held: list[Route] = []
     page.route(
