@@ -50,9 +50,7 @@ class Catalogue:
             dialect.close()
             raise
 
-    async def write(
-        self, fn: Callable[[Connection], T], *, size_hint: int = 0, shielded: bool = False
-    ) -> T:
+    async def write(self, fn: Callable[[Connection], T], *, size_hint: int = 0) -> T:
         """Run `fn` in a transaction; return its result once that is durably committed.
 
         Writes queued while a commit runs go into the next one together, in the order they came; an
@@ -64,16 +62,16 @@ class Catalogue:
 
         Cancellation: a write once queued completes, so a caller that is cancelled meanwhile waits
         for it, gets its result and meets the cancellation at its next checkpoint. Cancelled before
-        the call: nothing is queued, unless it is `shielded`.
+        the call: nothing is queued.
         """
-        if not shielded:
-            await trio.lowlevel.checkpoint_if_cancelled()
+        await trio.lowlevel.checkpoint_if_cancelled()
         return await self._writer.submit(fn, size_hint)
 
     def begin_write(self, fn: Callable[[Connection], T], *, size_hint: int = 0) -> Write[T]:
-        """As `write`, `shielded`, for a caller who has something to do before it waits for it.
+        """As `write`, for a caller who has something to do before it waits for it.
 
-        Which it has to, cancelled or not. Raises CatalogueError at once where too many writes wait.
+        Which it has to: it is queued, cancelled or not. Raises CatalogueError at once where too many
+        writes wait.
         """
         return self._writer.begin(fn, size_hint)
 
